@@ -1,0 +1,317 @@
+"""The commands ``fit``, ``predict`` and ``report``."""
+
+import json
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bayesmeta.cli_observe import SOURCE_HELP, Format, OnError, read_sources
+from bayesmeta.cli_terminal import (
+    NOT_CONVERGED,
+    CommandError,
+    check_out,
+    interruptible,
+    is_netcdf,
+    note,
+    say,
+    say_table,
+    waiting,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+PosteriorPath = Annotated[Path, typer.Argument(help="From `bayesmeta fit`.")]
+
+
+class Engine(StrEnum):
+    """How the posterior is computed."""
+
+    NUTS = "nuts"
+    SVI = "svi"
+
+
+#: Diagnostic: how it is printed, and what it should be.
+_DIAGNOSTICS = {
+    "rhat": ("R-hat, worst", "{:.4f}"),
+    "ess_bulk": ("ESS bulk, worst", "{:.0f}"),
+    "ess_tail": ("ESS tail, worst", "{:.0f}"),
+    "divergences": ("divergences", "{:.0f}"),
+    "bfmi": ("E-BFMI, worst chain", "{:.2f}"),
+    "pareto_k": ("Pareto k-hat", "{:.2f}"),
+    "elbo": ("ELBO (nats)", "{:.2f}"),
+    "improvement": ("last rise of the ELBO (nats)", "{:.3f}"),
+}
+
+
+def fit(
+    evidence: Annotated[Path, typer.Argument(help="From `bayesmeta observe` or `import`.")],
+    out: Annotated[Path, typer.Option(help="Where to write the posterior.")] = Path("posterior.nc"),
+    prior: Annotated[
+        str | None,
+        typer.Option(help="hierarchical, hierarchical_beta, or a JSON file of a prior."),
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="nuts is the reference.")] = Engine.NUTS,
+    beta: Annotated[
+        str,
+        typer.Option(help="Inverse temperature of the scores: a number, held_out, or infer."),
+    ] = "1.0",
+    seed: Annotated[int, typer.Option(help="Fixes every draw.")] = 0,
+    chains: Annotated[int | None, typer.Option(help="NUTS: chains, at least 2.")] = None,
+    samples: Annotated[int | None, typer.Option(min=4, help="Draws kept (per chain).")] = None,
+    warmup: Annotated[
+        int | None, typer.Option(min=1, help="NUTS: steps adapted, not kept.")
+    ] = None,
+    target_accept: Annotated[
+        float | None, typer.Option(min=0.1, max=0.999, help="NUTS: higher against divergences.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=10, help="SVI: gradient steps.")] = None,
+    force: Annotated[
+        bool, typer.Option(help="Let a fit that did not converge replace one that did.")
+    ] = False,
+) -> None:
+    """Infer the strategy behind the outcomes of the reflect tasks; write the posterior.
+
+    Exits with 3 if the fit did not converge. It is written all the same, marked as such, but
+    never in the place of one that did.
+
+    \b
+    Examples:
+      bayesmeta fit evidence.nc --out posterior.nc
+      bayesmeta fit evidence.nc --beta held_out --chains 4 --samples 2000
+      bayesmeta fit evidence.nc --engine svi --steps 20000
+    """
+    check_out(out, netcdf=True)
+    inverse_temperature = _beta(beta)
+    settings = _settings(engine, chains, samples, warmup, target_accept, steps)
+
+    import bayesmeta
+    from bayesmeta.posterior import NotConvergedError, check_converged, save_posterior
+
+    loaded = bayesmeta.load_evidence(evidence)
+    chosen = None if prior is None else _prior(prior)
+    with waiting(f"fitting {loaded.sizes['task']} tasks by {engine.value}"):
+        tree = interruptible(
+            lambda: bayesmeta.fit(
+                loaded,
+                chosen,
+                engine=engine.value,
+                beta=inverse_temperature,
+                rng_seed=seed,
+                **settings,
+            )
+        )
+    say_table(["diagnostic", "value", "wanted"], _diagnostic_rows(tree))
+    say(f"\nTook {tree.attrs['seconds']:.0f} s. beta = {tree.attrs['beta']}\n")
+    say_table(["domain", *map(str, tree["posterior"]["skill"].values)], _strategy_rows(tree))
+    try:
+        check_converged(tree)
+    except NotConvergedError as error:
+        place = out if force or not _holds_converged(out) else _beside(out)
+        save_posterior(tree, place)
+        kept = "" if place == out else f" {out} holds one that converged and was kept (--force)."
+        raise CommandError(
+            f"the fit did not converge: {error} It is in {place}, marked as not to be used.{kept}",
+            NOT_CONVERGED,
+        ) from error
+    save_posterior(tree, out)
+    say(f"\nConverged: {tree.attrs['status_detail']}\nWritten to {out}")
+
+
+def predict(
+    posterior: PosteriorPath,
+    tasks: Annotated[
+        list[str], typer.Argument(help="Evidence, or tasks: " + SOURCE_HELP, metavar="DATA...")
+    ],
+    out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("predictions.csv"),
+    format: Annotated[Format, typer.Option(help="What a file of tasks is.")] = Format.AUTO,
+    on_error: Annotated[OnError, typer.Option(help="What to do about bad rows.")] = OnError.RAISE,
+    interval: Annotated[
+        float, typer.Option(min=0.01, max=0.999, help="Probability of the intervals.")
+    ] = 0.9,
+    seed: Annotated[int, typer.Option(help="Of domains not seen before, and of tasks.")] = 0,
+) -> None:
+    """Predict the strategy of each task, and its answer where there is evidence; write a CSV.
+
+    With evidence, a row has the answer predicted, its probability, and the weight of every skill
+    with its interval. Tasks that no model was asked about get the strategy only: which skill to
+    use.
+
+    \b
+    Examples:
+      bayesmeta predict posterior.nc evidence.nc --out predictions.csv
+      bayesmeta predict posterior.nc new_tasks.jsonl
+    """
+    check_out(out)
+
+    from bayesmeta.atomic import atomic_write
+    from bayesmeta.cli_predictions import answers_frame, strategies_frame
+    from bayesmeta.evidence_io import load
+    from bayesmeta.posterior import check_converged, load_posterior
+
+    tree = load_posterior(posterior)
+    check_converged(tree)
+    paths = [Path(name) for name in tasks]
+    netcdf = [path.is_file() and is_netcdf(path) for path in paths]
+    missing = [name for name in tasks if name.endswith(".nc") and not Path(name).exists()]
+    if missing:
+        raise CommandError(f"there is no evidence file {missing[0]}. Check the name.")
+    if any(netcdf) and len(paths) > 1:
+        raise CommandError("give one evidence file, or sources of tasks, not both or several.")
+    if any(netcdf):
+        frame = answers_frame(tree, load(paths[0]), interval, seed)
+    else:
+        found = read_sources(tasks, format, on_error, 0.4, seed)
+        frame = strategies_frame(tree, found, interval, seed)
+    text = frame.to_csv(index=False)
+    atomic_write(out, lambda part: part.write_text(text, encoding="utf-8"))
+    counts = frame["skill"].value_counts()
+    say_table(["best skill", "tasks"], [[name, count] for name, count in counts.items()])
+    if "correct" in frame and len(frame):
+        right, probability = frame["correct"].mean(), frame["gold_probability"].mean()
+        say(f"\nRight: {right:.1%} of {len(frame)}; mean probability of gold {probability:.3f}")
+    say(f"\nWritten to {out}")
+
+
+def report(
+    posterior: PosteriorPath,
+    evidence: Annotated[Path, typer.Argument(help="What it was fitted to, held-out tasks in it.")],
+    out: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Its title.")] = "Posterior over strategies",
+    pictures: Annotated[bool, typer.Option(help="Draw pictures.")] = True,
+) -> None:
+    """Judge the posterior on the held-out tasks, beside every simpler method; write a page.
+
+    The page is one file that opens without a network. Whatever comes out is printed; exits with
+    3 if the fit did not converge.
+
+    \b
+    Example: bayesmeta report posterior.nc evidence.nc --out report.html
+    """
+    check_out(out)
+
+    from bayesmeta.cli_report import judge, sections
+    from bayesmeta.evidence_io import load
+    from bayesmeta.heldout import explain, format_table
+    from bayesmeta.posterior import check_converged, load_posterior
+    from bayesmeta.report import write_report
+
+    tree, loaded = load_posterior(posterior), load(evidence)
+    fitted, given = tree.attrs.get("evidence_hash", ""), loaded.attrs["content_hash"]
+    if fitted != given:
+        note(
+            f"bayesmeta: warning: {posterior} was fitted to other evidence (hash "
+            f"{fitted[:12] or 'unknown'}) than {evidence} (hash {given[:12]}). If tasks it learned "
+            "from are held out here, the table flatters it."
+        )
+    with waiting("judging on the held-out tasks"):
+        judged = judge(tree, loaded)
+        page = sections(
+            tree,
+            loaded,
+            judged,
+            reproduce=f"bayesmeta report {posterior} {evidence} --out {out}",
+            pictures=pictures,
+        )
+        write_report(out, page, title=title)
+    say(format_table(judged.table))
+    say(f"\n{explain(judged.table)}\n\nWritten to {out}")
+    check_converged(tree)
+
+
+def _beta(text: str) -> Any:
+    if text in ("held_out", "infer"):
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise CommandError(f"--beta is {text!r}, wanted a number > 0, held_out or infer.")
+    return value
+
+
+def _prior(name: str) -> Any:
+    from bayesmeta.models.figure2 import HIERARCHICAL, HIERARCHICAL_BETA
+    from bayesmeta.models.prior import Prior
+
+    known = {prior.name: prior for prior in (HIERARCHICAL, HIERARCHICAL_BETA)}
+    if name in known:
+        return known[name]
+    path = Path(name)
+    if not path.is_file():
+        raise CommandError(
+            f"--prior is {name!r}, which is neither one of {', '.join(known)} nor a JSON file."
+        )
+    try:
+        return Prior.from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CommandError(f"{path}: {error}") from error
+
+
+def _settings(
+    engine: Engine,
+    chains: int | None,
+    samples: int | None,
+    warmup: int | None,
+    target_accept: float | None,
+    steps: int | None,
+) -> dict[str, Any]:
+    """What was given on the command line, under the engine's own names."""
+    of_nuts = {"num_chains": chains, "num_warmup": warmup, "target_accept": target_accept}
+    of_svi = {"num_steps": steps}
+    mine, others = (of_nuts, of_svi) if engine is Engine.NUTS else (of_svi, of_nuts)
+    foreign = [name for name, value in others.items() if value is not None]
+    if foreign:
+        option = foreign[0].removeprefix("num_").replace("_", "-")
+        raise CommandError(f"--{option} does not go with --engine {engine.value}. Leave it out.")
+    return {n: v for n, v in {**mine, "num_samples": samples}.items() if v is not None}
+
+
+def _diagnostic_rows(tree: "xr.DataTree") -> list[list[str]]:
+    from bayesmeta.inference.diagnose import MAX_RHAT, MIN_BFMI, MIN_ESS
+
+    wanted: Mapping[str, str] = {
+        "rhat": f"<= {MAX_RHAT}",
+        "ess_bulk": f">= {MIN_ESS:.0f}",
+        "ess_tail": f">= {MIN_ESS:.0f}",
+        "divergences": "0",
+        "bfmi": f">= {MIN_BFMI}",
+    }
+    rows = []
+    for name, value in json.loads(tree.attrs["diagnostics"]).items():
+        label, form = _DIAGNOSTICS.get(name, (name, "{:.4g}"))
+        rows.append([label, form.format(value), wanted.get(name, "")])
+    return rows
+
+
+def _strategy_rows(tree: "xr.DataTree") -> list[list[str]]:
+    """The mean strategy of each domain, with the bounds of its 90 % interval."""
+    strategy = tree["posterior"]["F"].transpose("chain", "draw", "domain", "skill")
+    mean = strategy.mean(("chain", "draw")).values
+    low, high = strategy.quantile([0.05, 0.95], ("chain", "draw")).values
+    return [
+        [str(domain)]
+        + [f"{mean[d, k]:.2f} ({low[d, k]:.2f}-{high[d, k]:.2f})" for k in range(mean.shape[1])]
+        for d, domain in enumerate(tree["posterior"]["domain"].values)
+    ]
+
+
+def _holds_converged(path: Path) -> bool:
+    """Whether there is a posterior at ``path`` that may be used."""
+    from bayesmeta.posterior import NotConvergedError, check_converged, load_posterior
+
+    if not path.is_file():
+        return False
+    try:
+        check_converged(load_posterior(path))
+    except (NotConvergedError, ValueError, KeyError):
+        return False
+    return True
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.not-converged{path.suffix}")

@@ -1,0 +1,184 @@
+"""`bayesmeta demo`: the whole way, from a language model to a judged posterior."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xarray as xr
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: Fresh tasks per family scored live: about a minute on 2 cores.
+FRESH_PER_FAMILY = 2
+
+REPRODUCE = (
+    "make demo",
+    "# the same steps by hand:",
+    "bayesmeta observe default:20 --out evidence.nc",
+    "bayesmeta fit evidence.nc --beta held_out --out posterior.nc",
+    "bayesmeta report posterior.nc evidence.nc --out report.html",
+    "# the recorded evidence, made again:",
+    "make evidence",
+)
+
+
+def run_demo(
+    folder: Path,
+    *,
+    console: "Console",
+    fresh_per_family: int = FRESH_PER_FAMILY,
+    learning_curve_subsets: int = 20,
+) -> None:
+    """Observe fresh tasks live, join the recorded evidence, fit, judge, and write a report.
+
+    Writes ``evidence.nc``, ``posterior.nc`` and ``report.html`` into ``folder``.
+
+    Args:
+      folder: created if absent. Scored cells are kept in its ``cache``, so that a second run, or
+        one after an interruption, scores nothing again.
+      console: where to print.
+      fresh_per_family: tasks per family to score live; 0 for none.
+      learning_curve_subsets: random subsets per size of the learning curve; 0 leaves it out.
+
+    Raises:
+      NotConvergedError: the fit must not be used; nothing is judged.
+    """
+    from bayesmeta.analysis import diagnostics_table, judge, write_analysis
+    from bayesmeta.evidence_io import save
+    from bayesmeta.fitting import fit
+    from bayesmeta.heldout import explain, format_table
+    from bayesmeta.posterior import check_converged, save_posterior
+
+    folder.mkdir(parents=True, exist_ok=True)
+    evidence = _evidence(folder, console, fresh_per_family)
+    save(evidence, folder / "evidence.nc")
+
+    console.rule("Fit")
+    console.print("The Figure 2 model by NUTS, 4 chains, on the reflect tasks ...")
+    posterior = fit(evidence, beta="held_out", rng_seed=0, num_chains=4)
+    save_posterior(posterior, folder / "posterior.nc")
+    _print_diagnostics(posterior, diagnostics_table(posterior), console)
+    check_converged(posterior)
+
+    console.rule("Judge")
+    analysis = judge(posterior, evidence)
+    console.print(format_table(analysis.table), markup=False, highlight=False)
+    console.print(explain(analysis.table), markup=False)
+    console.print(
+        f"Skills matter by {analysis.gain.mean:.2f} ± {analysis.gain.standard_error:.2f} nats per "
+        f"held-out task (oracle over skills minus best single skill, n={analysis.heldout.num_tasks}).",
+        markup=False,
+        highlight=False,
+    )
+    curve = None
+    if learning_curve_subsets:
+        from bayesmeta.refit import refitted_learning_curve
+
+        console.print("\nLearning curve ...")
+        curve = refitted_learning_curve(
+            evidence,
+            float(posterior.attrs["beta"]),
+            num_subsets=learning_curve_subsets,
+            progress=lambda done, total: console.print(f"  {done} of {total} fits", highlight=False),
+        )
+        console.print(format_curve(curve), markup=False, highlight=False)
+    write_analysis(
+        folder / "report.html", posterior, evidence, analysis, reproduce=REPRODUCE, curve=curve
+    )
+    console.rule("Done")
+    for name, what in (
+        ("report.html", "pictures, diagnostics and the table; opens without a network"),
+        ("posterior.nc", "the posterior, for ArviZ"),
+        ("evidence.nc", "everything the language model said"),
+    ):
+        console.print(f"{folder / name}: {what}", markup=False, highlight=False)
+
+
+def _evidence(folder: Path, console: "Console", fresh_per_family: int) -> xr.Dataset:
+    from bayesmeta.evidence import summarise
+    from bayesmeta.evidence_io import load
+    from bayesmeta.evidence_join import append
+    from bayesmeta.record import NUM_TRACES, fresh_tasks, recorded_path, recorded_tasks
+
+    console.rule("Observe")
+    evidence = load(recorded_path())
+    if fresh_per_family:
+        from bayesmeta.llm.local import LocalLLM
+        from bayesmeta.observation import observe
+        from bayesmeta.recall import reflect_memory
+
+        tasks = fresh_tasks(fresh_per_family)
+        llm = LocalLLM()
+        console.print(f"{llm.name} answers {len(tasks)} fresh tasks, live ...", markup=False)
+        with progress_bar(console) as progress:
+            fresh = observe(
+                llm,
+                tasks,
+                num_traces=NUM_TRACES,
+                seed=0,
+                cache=folder / "cache",
+                memory=reflect_memory(recorded_tasks()),
+                progress=progress,
+            )
+        evidence = append(evidence, fresh)
+        console.print("... joined to the recorded evidence of the same model and skills:")
+    console.print(summarise(evidence), markup=False, highlight=False)
+    return evidence
+
+
+def progress_bar(console: "Console"):
+    """Context manager giving a ``progress(done, total, message)`` callback drawn as a bar."""
+    import contextlib
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    @contextlib.contextmanager
+    def bar():
+        columns = (
+            TextColumn("{task.description:28}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+            job = shown.add_task("loading", total=None)
+
+            def report(done: int, total: int, message: str) -> None:
+                shown.update(job, completed=done, total=total, description=message)
+
+            yield report
+
+    return bar()
+
+
+def _print_diagnostics(posterior, table, console: "Console") -> None:
+    attrs = posterior.attrs
+    worst = table.sort_values("ess_bulk").head(8)
+    console.print(
+        f"{attrs['status']}: {attrs['status_detail']} beta={attrs['beta']:.3g}, "
+        f"{attrs['seconds']:.0f} s.",
+        markup=False,
+        highlight=False,
+    )
+    console.print("The quantities that mixed worst:")
+    console.print(worst.to_string(float_format=lambda v: f"{v:.3g}"), markup=False, highlight=False)
+
+
+def format_curve(curve) -> str:
+    """The learning curve as text: log score per size, and the posterior's lead with its error."""
+    import pandas as pd
+
+    lines = pd.DataFrame(
+        {
+            size: {
+                row["method"]: f"{row['log_score']:.3f} ({row['diff']:+.3f} ± {row['diff_se']:.3f})"
+                for _, row in part.iterrows()
+            }
+            for size, part in curve.groupby("size")
+        }
+    )
+    head = (
+        "Held-out log score, nats per task, by reflect tasks per domain "
+        "(in brackets: posterior minus this method, ± standard error over subsets)"
+    )
+    return f"{head}\n{lines.to_string()}"

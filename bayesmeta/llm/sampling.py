@@ -1,0 +1,248 @@
+"""Batched sampling with a key-value cache: the loop behind `LocalLLM.sample`.
+
+Prompts are evaluated as one token trie, so that what they share, down to one prompt asked for
+many traces, is computed once. Each row then takes its path through the trie as its own cache,
+padded on the left, and all rows grow by one column per step.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from transformers import DynamicCache
+
+from bayesmeta.llm.base import Sampling
+from bayesmeta.llm.trie import PackedTrie
+
+
+class RowCache(DynamicCache):
+    """Keys and values per layer, [rows, heads, columns, head_dim], written in place.
+
+    transformers' own dynamic cache copies everything it holds at every token; this one has room
+    for ``capacity`` columns from the start.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.filled = 0
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer_idx == len(self.buffers):
+            self.buffers.append((key_states, value_states))
+            return key_states, value_states
+        keys, values = self.buffers[layer_idx]
+        stop = self.filled + key_states.shape[2]
+        keys[:, :, self.filled : stop] = key_states
+        values[:, :, self.filled : stop] = value_states
+        return keys[:, :, :stop], values[:, :, :stop]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.filled
+
+    def spread(self, nodes: Int[torch.Tensor, "rows columns"], room: int) -> "RowCache":
+        """The cache of one row per path through this one's only row, with room to grow."""
+        cache = RowCache()
+        rows, cache.filled = nodes.shape
+        for pair in self.buffers:
+            grown = []
+            for tensor in pair:
+                _, heads, _, width = tensor.shape
+                buffer = tensor.new_zeros(rows, heads, cache.filled + room, width)
+                for row in range(rows):
+                    buffer[row, :, : cache.filled] = tensor[0, :, nodes[row]]
+                grown.append(buffer)
+            cache.buffers.append((grown[0], grown[1]))
+        return cache
+
+    def keep(self, rows: Int[torch.Tensor, " kept"]) -> None:
+        """Drop all other rows."""
+        self.buffers = [(keys[rows], values[rows]) for keys, values in self.buffers]
+
+
+def forward_trie(
+    model: Any, trie: PackedTrie, keep: Int[np.ndarray, " kept"], cache: RowCache | None = None
+) -> Float[torch.Tensor, "kept vocabulary"]:
+    """Next-token logits at the nodes ``keep``, from one forward over the whole trie."""
+    device = model.device
+    mask = None
+    if not trie.is_chain:
+        allowed = torch.from_numpy(trie.attention_mask()).to(device)
+        mask = torch.zeros(allowed.shape, dtype=model.dtype, device=device)
+        mask = mask.masked_fill_(~allowed, torch.finfo(model.dtype).min)[None, None]
+    output = model(
+        input_ids=torch.from_numpy(trie.tokens).to(device)[None],
+        position_ids=torch.from_numpy(trie.depth).to(device)[None],
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        logits_to_keep=torch.from_numpy(keep).to(device),
+    )
+    if cache is not None:
+        cache.filled = len(trie)
+    return output.logits[0].float()
+
+
+def next_token_probs(
+    logits: Float[torch.Tensor, "rows vocabulary"], sampling: Sampling
+) -> Float[torch.Tensor, "rows vocabulary"]:
+    """Probabilities after temperature, then top-k, then top-p; zero if cut."""
+    if sampling.temperature != 1.0:
+        logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        least = torch.topk(logits, sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    probs = torch.softmax(logits, dim=-1)
+    if sampling.top_p < 1.0:
+        ordered, index = torch.sort(probs, dim=-1, descending=True)
+        # The first token always stays: no mass comes before it.
+        cut = torch.cumsum(ordered, dim=-1) - ordered >= sampling.top_p
+        probs = probs.masked_fill(torch.zeros_like(cut).scatter_(-1, index, cut), 0.0)
+        probs = probs / probs.sum(-1, keepdim=True)
+    return probs
+
+
+def draw(
+    probs: Float[torch.Tensor, "rows vocabulary"], uniform: Float[torch.Tensor, " rows"]
+) -> Int[torch.Tensor, " rows"]:
+    """Tokens by inversion of the cumulative distribution at ``uniform`` in [0, 1).
+
+    In two stages, a block of the vocabulary and then a token in it, because cumulative sums over
+    a whole vocabulary are slow. Never returns a token of probability zero.
+    """
+    width = 256
+    blocks = torch.nn.functional.pad(probs, (0, -probs.shape[-1] % width))
+    blocks = blocks.view(len(probs), -1, width)
+    mass = blocks.sum(-1).double()
+    total = mass.sum(-1, keepdim=True)
+    block, rest = _invert(mass, uniform[:, None] * total)
+    token, _ = _invert(blocks[torch.arange(len(probs)), block].double(), rest)
+    return block * width + token
+
+
+def _invert(
+    mass: Float[torch.Tensor, "rows cells"], point: Float[torch.Tensor, "rows 1"]
+) -> tuple[Int[torch.Tensor, " rows"], Float[torch.Tensor, "rows 1"]]:
+    """The cell of each row that holds ``point``, and how far into the cell it lies."""
+    cumulative = torch.cumsum(mass, dim=-1)
+    cell = torch.searchsorted(cumulative, point, right=True)
+    # Rounding may place the point past the end: the last cell that has mass takes it.
+    last = ((mass > 0) * torch.arange(mass.shape[-1], device=mass.device)).amax(-1, keepdim=True)
+    cell = torch.minimum(cell, last)
+    before = cumulative.gather(-1, cell) - mass.gather(-1, cell)
+    return cell[:, 0], point - before
+
+
+@dataclasses.dataclass(slots=True)
+class Row:
+    """One trace in the making: what it was given, and what has come out so far."""
+
+    prompt: list[int]
+    uniforms: Float[np.ndarray, " steps"]
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    log_prob: float = 0.0
+    text: str = ""
+    stopped: bool = False
+
+
+class StopRule:
+    """Whether a row has reached an end token or a stop string, and the text before it."""
+
+    def __init__(self, tokenizer: Any, end_tokens: frozenset[int], stop: Sequence[str]) -> None:
+        self._tokenizer, self._end_tokens = tokenizer, end_tokens
+        self._stop = [string for string in stop if string]
+        # A character takes at most four tokens (its bytes), and a stop string may end anywhere
+        # within the newest token; a little more absorbs characters that the cut splits.
+        self._window = 4 * max(map(len, self._stop), default=0) + 8
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(
+            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    def ended(self, row: Row) -> bool:
+        """Also sets ``row.text`` and ``row.stopped`` when it has."""
+        if row.tokens[-1] in self._end_tokens:
+            row.text, row.stopped = self.decode(row.tokens[:-1]), True
+        elif self._stop:
+            tail = self.decode(row.tokens[-self._window :])
+            if any(string in tail for string in self._stop):
+                text = self.decode(row.tokens)
+                found = [at for string in self._stop if (at := text.find(string)) >= 0]
+                if found:
+                    row.text, row.stopped = text[: min(found)], True
+        if not row.stopped and len(row.tokens) == len(row.uniforms):
+            row.text = self.decode(row.tokens)
+            return True
+        return row.stopped
+
+
+def sample_rows(
+    model: Any, rows: Sequence[Row], trie: PackedTrie, rule: StopRule, sampling: Sampling
+) -> None:
+    """Run all ``rows`` to their end, in place; ``trie.paths[i]`` is the prompt of ``rows[i]``."""
+    device = model.device
+    prefill = RowCache()
+    last = np.array([path[-1] for path in trie.paths])
+    ends, which = np.unique(last, return_inverse=True)
+    logits = forward_trie(model, trie, ends, prefill)[torch.from_numpy(which).to(device)]
+
+    lengths = [len(path) for path in trie.paths]
+    columns, steps = max(lengths), max(len(row.uniforms) for row in rows)
+    nodes = np.stack([np.pad(path, (columns - len(path), 0)) for path in trie.paths])
+    cache = prefill.spread(torch.from_numpy(nodes).to(device), steps)
+    del prefill
+    # Mask over columns, as large as it will ever be; padding stays hidden for good.
+    hidden = torch.arange(columns + steps)[None] < columns - torch.tensor(lengths)[:, None]
+    mask = torch.zeros(hidden.shape, dtype=model.dtype).masked_fill_(
+        hidden, torch.finfo(model.dtype).min
+    )
+    mask = mask.to(device)[:, None, None]
+    position = torch.tensor(lengths, device=device)[:, None]
+
+    live = list(range(len(rows)))  # the row in each place of the batch, -1 once it is done
+    for step in range(steps):
+        probs = next_token_probs(logits, sampling)
+        uniform = [rows[i].uniforms[step] if i >= 0 else 0.0 for i in live]
+        tokens = draw(probs, torch.tensor(uniform, dtype=torch.float64, device=device))
+        chosen = probs.gather(-1, tokens[:, None])[:, 0].log().tolist()
+        for place, (i, token) in enumerate(zip(live, tokens.tolist(), strict=True)):
+            if i < 0:
+                continue
+            rows[i].tokens.append(token)
+            rows[i].log_prob += chosen[place]
+            if rule.ended(rows[i]):
+                live[place] = -1
+        kept = [place for place, i in enumerate(live) if i >= 0]
+        if not kept:
+            return
+        # Copying the cache costs about as much as one step, so wait until it pays.
+        if len(kept) <= 0.75 * len(live):
+            places = torch.tensor(kept, device=device)
+            cache.keep(places)
+            mask, position, tokens = mask[places], position[places], tokens[places]
+            live = [live[place] for place in kept]
+        logits = (
+            model(
+                input_ids=tokens[:, None],
+                position_ids=position,
+                attention_mask=mask[..., : cache.filled + 1],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            .logits[:, -1]
+            .float()
+        )
+        cache.filled += 1
+        position = position + 1

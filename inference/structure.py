@@ -1,0 +1,87 @@
+"""What can be learned of a NumPyro program by running it once or once per draw."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro import handlers
+
+
+def trace_sites(model: Callable[..., Any], *model_args: Any) -> dict[str, dict[str, Any]]:
+    """Every site of one run of the program, by name."""
+    return handlers.trace(handlers.seed(model, jax.random.key(0))).get_trace(*model_args)
+
+
+def latent_sites(model: Callable[..., Any], *model_args: Any) -> list[str]:
+    """Names of the unobserved random sites, in the order in which they are drawn."""
+    return [
+        name
+        for name, site in trace_sites(model, *model_args).items()
+        if site["type"] == "sample" and not site["is_observed"]
+    ]
+
+
+def site_log_probs(
+    model: Callable[..., Any], samples: Mapping[str, np.ndarray], *model_args: Any
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Evaluate the program at every draw.
+
+    Args:
+      samples: latent site -> [num_chains, num_samples, *shape].
+
+    Returns:
+      ``log_prior``: latent site -> [chain, draw], nats, summed over the site;
+      ``log_likelihood``: observed site -> [chain, draw, *batch shape], nats;
+      ``deterministic``: site -> [chain, draw, *shape].
+    """
+
+    def evaluate(draw):
+        program = handlers.substitute(handlers.seed(model, jax.random.key(0)), data=draw)
+        trace = handlers.trace(program).get_trace(*model_args)
+        prior, likelihood, deterministic = {}, {}, {}
+        for name, site in trace.items():
+            if site["type"] == "deterministic":
+                deterministic[name] = site["value"]
+            elif site["type"] == "sample":
+                log_prob = site["fn"].log_prob(site["value"])
+                if site["is_observed"]:
+                    likelihood[name] = log_prob
+                else:
+                    prior[name] = jnp.sum(log_prob)
+        return prior, likelihood, deterministic
+
+    leading = next(iter(samples.values())).shape[:2]
+    flat = {k: jnp.asarray(v).reshape((-1,) + v.shape[2:]) for k, v in samples.items()}
+    evaluated = jax.jit(lambda draws: jax.lax.map(evaluate, draws, batch_size=64))(flat)
+    return jax.tree.map(lambda v: np.asarray(v).reshape(leading + v.shape[1:]), evaluated)
+
+
+def posterior_predictive(
+    model: Callable[..., Any],
+    samples: Mapping[str, np.ndarray],
+    *model_args: Any,
+    rng_seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Draw every observed site anew at every posterior draw.
+
+    Returns:
+      Observed site -> [num_chains, num_samples, *shape].
+    """
+    leading = next(iter(samples.values())).shape[:2]
+    flat = {k: jnp.asarray(v).reshape((-1,) + v.shape[2:]) for k, v in samples.items()}
+
+    def replicate(key_and_draw):
+        key, draw = key_and_draw
+        program = handlers.substitute(handlers.seed(model, key), data=draw)
+        trace = handlers.trace(program).get_trace(*model_args)
+        return {
+            name: site["fn"].sample(jax.random.fold_in(key, index))
+            for index, (name, site) in enumerate(trace.items())
+            if site["type"] == "sample" and site["is_observed"]
+        }
+
+    keys = jax.random.split(jax.random.key(rng_seed), leading[0] * leading[1])
+    drawn = jax.jit(lambda k, d: jax.lax.map(replicate, (k, d), batch_size=64))(keys, flat)
+    return {k: np.asarray(v).reshape(leading + v.shape[1:]) for k, v in drawn.items()}
