@@ -11,7 +11,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bayesmeta.skills import default_skills as default_skills
     from bayesmeta.evidence import summarise as summarise
     from bayesmeta.evidence_io import load as load_evidence
     from bayesmeta.evidence_io import save as save_evidence
@@ -31,8 +30,10 @@ if TYPE_CHECKING:
     from bayesmeta.posterior import load_posterior as load_posterior
     from bayesmeta.posterior import save_posterior as save_posterior
     from bayesmeta.prediction import predict as predict
+    from bayesmeta.prior_check import prior_predictive as prior_predictive
     from bayesmeta.skills import Skill as Skill
     from bayesmeta.skills import Stage as Stage
+    from bayesmeta.skills import default_skills as default_skills
     from bayesmeta.task_files import read_tasks as read_tasks
     from bayesmeta.task_files import write_tasks as write_tasks
     from bayesmeta.tasks import Task as Task
@@ -61,6 +62,7 @@ _PUBLIC = {
     "make_tasks": ("bayesmeta.families", "make_tasks"),
     "observe": ("bayesmeta.observation", "observe"),
     "predict": ("bayesmeta.prediction", "predict"),
+    "prior_predictive": ("bayesmeta.prior_check", "prior_predictive"),
     "read_tasks": ("bayesmeta.task_files", "read_tasks"),
     "save_evidence": ("bayesmeta.evidence_io", "save"),
     "save_posterior": ("bayesmeta.posterior", "save_posterior"),

@@ -142,7 +142,9 @@ def write_analysis(
             plots.learning_curve(curve)
         )
     status = f"{posterior.attrs['status'].lower()}: {posterior.attrs['status_detail']}"
-    pictures = [Picture.of(figure, alt=caption, caption=caption) for caption, figure in figures.items()]
+    pictures = [
+        Picture.of(figure, alt=caption, caption=caption) for caption, figure in figures.items()
+    ]
     sections = standard_sections(
         provenance=provenance(posterior, evidence),
         status=status,

@@ -102,9 +102,7 @@ def figure2_data(
         x=jnp.asarray(encoding.standardise(evidence), float_),
         scale=jnp.ones(len(gold), float_) if task_weight is None else jnp.asarray(task_weight),
         num_domains=len(encoding.domain),
-        log_available=None
-        if tried.all()
-        else jnp.asarray(np.where(tried.T, 0.0, -np.inf), float_),
+        log_available=None if tried.all() else jnp.asarray(np.where(tried.T, 0.0, -np.inf), float_),
         scores=None if scores is None else jnp.asarray(scores.transpose(3, 2, 1, 0), float_),
         log_trace_weight=None
         if log_trace_weight is None

@@ -257,6 +257,6 @@ def _check_scores(cell: Cell, scores: Sequence[Score]) -> None:
             )
     if all(score.log_likelihood == -math.inf for score in scores):
         raise ObserveError(
-            f"{cell.where}: the model calls every candidate {list(cell.task.candidates)} impossible "
+            f"{cell.where}: the model calls all of {list(cell.task.candidates)} impossible "
             "(log-likelihood -inf), so nothing can be learned from it. Check the candidates."
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bayesmeta import cli_data, cli_fit, cli_observe
+from bayesmeta import cli_data, cli_fit, cli_judge, cli_observe
 from bayesmeta.cli_terminal import INTERRUPTED, Commands, check_out, interruptible, progress_bar
 
 app = typer.Typer(
@@ -20,8 +20,8 @@ app = typer.Typer(
 )
 app.command("observe")(cli_observe.observe)
 app.command("fit")(cli_fit.fit)
-app.command("predict")(cli_fit.predict)
-app.command("report")(cli_fit.report)
+app.command("predict")(cli_judge.predict)
+app.command("report")(cli_judge.report)
 app.add_typer(cli_data.evidence, name="evidence")
 app.add_typer(cli_data.tasks, name="tasks")
 app.add_typer(cli_data.skills, name="skills")
@@ -45,11 +45,14 @@ def options(
     """Bayesian meta-reasoning with language models: which way of reasoning suits which task.
 
     \b
-    bayesmeta observe default:20 --out evidence.nc   ask a model about tasks, under every skill
-    bayesmeta fit evidence.nc --out posterior.nc     infer the strategy behind the outcomes
-    bayesmeta report posterior.nc evidence.nc        was it worth having? (an HTML page)
+    Example:
+      bayesmeta observe default:20 --out evidence.nc   ask a model about tasks
+      bayesmeta fit evidence.nc --out posterior.nc     infer the strategy
+      bayesmeta report posterior.nc evidence.nc        was it worth having?
 
-    Exit codes: 0 done; 2 bad input; 3 the fit did not converge; 130 interrupted; 1 anything else.
+    \b
+    Exit codes: 0 done; 2 bad input; 3 the fit did not converge;
+    130 interrupted; 1 anything else.
     BAYESMETA_DEBUG=1 adds the traceback to an error.
     """
 
@@ -67,7 +70,12 @@ def demo(
 
     from bayesmeta.demo import run_demo
 
-    run_demo(out, console=Console())
+    console = Console()
+    with cli_observe.resumable(out / "cache"):
+        try:
+            interruptible(lambda: run_demo(out, console=console))
+        finally:
+            console.show_cursor()  # a progress bar that was interrupted leaves it hidden
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands ``fit``, ``predict`` and ``report``."""
+"""The command ``fit``."""
 
 import json
 from collections.abc import Mapping
@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bayesmeta.cli_observe import SOURCE_HELP, Format, OnError, read_sources
 from bayesmeta.cli_terminal import (
     NOT_CONVERGED,
     CommandError,
     check_out,
     interruptible,
-    is_netcdf,
-    note,
     say,
     say_table,
     waiting,
@@ -23,8 +20,6 @@ from bayesmeta.cli_terminal import (
 
 if TYPE_CHECKING:
     import xarray as xr
-
-PosteriorPath = Annotated[Path, typer.Argument(help="From `bayesmeta fit`.")]
 
 
 class Engine(StrEnum):
@@ -43,7 +38,8 @@ _DIAGNOSTICS = {
     "bfmi": ("E-BFMI, worst chain", "{:.2f}"),
     "pareto_k": ("Pareto k-hat", "{:.2f}"),
     "elbo": ("ELBO (nats)", "{:.2f}"),
-    "improvement": ("last rise of the ELBO (nats)", "{:.3f}"),
+    "log_ratio_sd": ("SD of the log ratios (nats)", "{:.2f}"),
+    "gain_left": ("ELBO left to gain (nats)", "{:.2g}"),
 }
 
 
@@ -75,8 +71,8 @@ def fit(
 ) -> None:
     """Infer the strategy behind the outcomes of the reflect tasks; write the posterior.
 
-    Exits with 3 if the fit did not converge. It is written all the same, marked as such, but
-    never in the place of one that did.
+    Exits with 3 if the fit did not converge. It is written all the same, marked
+    as such, but never in the place of one that did.
 
     \b
     Examples:
@@ -106,7 +102,7 @@ def fit(
         )
     say_table(["diagnostic", "value", "wanted"], _diagnostic_rows(tree))
     say(f"\nTook {tree.attrs['seconds']:.0f} s. beta = {tree.attrs['beta']}\n")
-    say_table(["domain", *map(str, tree["posterior"]["skill"].values)], _strategy_rows(tree))
+    say_table(["domain", *map(str, draws_of(tree)["skill"].values)], _strategy_rows(tree))
     try:
         check_converged(tree)
     except NotConvergedError as error:
@@ -119,107 +115,6 @@ def fit(
         ) from error
     save_posterior(tree, out)
     say(f"\nConverged: {tree.attrs['status_detail']}\nWritten to {out}")
-
-
-def predict(
-    posterior: PosteriorPath,
-    tasks: Annotated[
-        list[str], typer.Argument(help="Evidence, or tasks: " + SOURCE_HELP, metavar="DATA...")
-    ],
-    out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("predictions.csv"),
-    format: Annotated[Format, typer.Option(help="What a file of tasks is.")] = Format.AUTO,
-    on_error: Annotated[OnError, typer.Option(help="What to do about bad rows.")] = OnError.RAISE,
-    interval: Annotated[
-        float, typer.Option(min=0.01, max=0.999, help="Probability of the intervals.")
-    ] = 0.9,
-    seed: Annotated[int, typer.Option(help="Of domains not seen before, and of tasks.")] = 0,
-) -> None:
-    """Predict the strategy of each task, and its answer where there is evidence; write a CSV.
-
-    With evidence, a row has the answer predicted, its probability, and the weight of every skill
-    with its interval. Tasks that no model was asked about get the strategy only: which skill to
-    use.
-
-    \b
-    Examples:
-      bayesmeta predict posterior.nc evidence.nc --out predictions.csv
-      bayesmeta predict posterior.nc new_tasks.jsonl
-    """
-    check_out(out)
-
-    from bayesmeta.atomic import atomic_write
-    from bayesmeta.cli_predictions import answers_frame, strategies_frame
-    from bayesmeta.evidence_io import load
-    from bayesmeta.posterior import check_converged, load_posterior
-
-    tree = load_posterior(posterior)
-    check_converged(tree)
-    paths = [Path(name) for name in tasks]
-    netcdf = [path.is_file() and is_netcdf(path) for path in paths]
-    missing = [name for name in tasks if name.endswith(".nc") and not Path(name).exists()]
-    if missing:
-        raise CommandError(f"there is no evidence file {missing[0]}. Check the name.")
-    if any(netcdf) and len(paths) > 1:
-        raise CommandError("give one evidence file, or sources of tasks, not both or several.")
-    if any(netcdf):
-        frame = answers_frame(tree, load(paths[0]), interval, seed)
-    else:
-        found = read_sources(tasks, format, on_error, 0.4, seed)
-        frame = strategies_frame(tree, found, interval, seed)
-    text = frame.to_csv(index=False)
-    atomic_write(out, lambda part: part.write_text(text, encoding="utf-8"))
-    counts = frame["skill"].value_counts()
-    say_table(["best skill", "tasks"], [[name, count] for name, count in counts.items()])
-    if "correct" in frame and len(frame):
-        right, probability = frame["correct"].mean(), frame["gold_probability"].mean()
-        say(f"\nRight: {right:.1%} of {len(frame)}; mean probability of gold {probability:.3f}")
-    say(f"\nWritten to {out}")
-
-
-def report(
-    posterior: PosteriorPath,
-    evidence: Annotated[Path, typer.Argument(help="What it was fitted to, held-out tasks in it.")],
-    out: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("report.html"),
-    title: Annotated[str, typer.Option(help="Its title.")] = "Posterior over strategies",
-    pictures: Annotated[bool, typer.Option(help="Draw pictures.")] = True,
-) -> None:
-    """Judge the posterior on the held-out tasks, beside every simpler method; write a page.
-
-    The page is one file that opens without a network. Whatever comes out is printed; exits with
-    3 if the fit did not converge.
-
-    \b
-    Example: bayesmeta report posterior.nc evidence.nc --out report.html
-    """
-    check_out(out)
-
-    from bayesmeta.cli_report import judge, sections
-    from bayesmeta.evidence_io import load
-    from bayesmeta.heldout import explain, format_table
-    from bayesmeta.posterior import check_converged, load_posterior
-    from bayesmeta.report import write_report
-
-    tree, loaded = load_posterior(posterior), load(evidence)
-    fitted, given = tree.attrs.get("evidence_hash", ""), loaded.attrs["content_hash"]
-    if fitted != given:
-        note(
-            f"bayesmeta: warning: {posterior} was fitted to other evidence (hash "
-            f"{fitted[:12] or 'unknown'}) than {evidence} (hash {given[:12]}). If tasks it learned "
-            "from are held out here, the table flatters it."
-        )
-    with waiting("judging on the held-out tasks"):
-        judged = judge(tree, loaded)
-        page = sections(
-            tree,
-            loaded,
-            judged,
-            reproduce=f"bayesmeta report {posterior} {evidence} --out {out}",
-            pictures=pictures,
-        )
-        write_report(out, page, title=title)
-    say(format_table(judged.table))
-    say(f"\n{explain(judged.table)}\n\nWritten to {out}")
-    check_converged(tree)
 
 
 def _beta(text: str) -> Any:
@@ -290,14 +185,20 @@ def _diagnostic_rows(tree: "xr.DataTree") -> list[list[str]]:
 
 def _strategy_rows(tree: "xr.DataTree") -> list[list[str]]:
     """The mean strategy of each domain, with the bounds of its 90 % interval."""
-    strategy = tree["posterior"]["F"].transpose("chain", "draw", "domain", "skill")
+    draws = draws_of(tree)
+    strategy = draws["F"].transpose("chain", "draw", "domain", "skill")
     mean = strategy.mean(("chain", "draw")).values
     low, high = strategy.quantile([0.05, 0.95], ("chain", "draw")).values
     return [
         [str(domain)]
         + [f"{mean[d, k]:.2f} ({low[d, k]:.2f}-{high[d, k]:.2f})" for k in range(mean.shape[1])]
-        for d, domain in enumerate(tree["posterior"]["domain"].values)
+        for d, domain in enumerate(draws["domain"].values)
     ]
+
+
+def draws_of(tree: "xr.DataTree") -> "xr.Dataset":
+    """The draws of every parameter, by name."""
+    return tree.children["posterior"].to_dataset()
 
 
 def _holds_converged(path: Path) -> bool:

@@ -99,14 +99,14 @@ def observe(
 ) -> None:
     """Ask a language model about every task under every skill; write evidence.
 
-    What the model says is cached as it comes. After Ctrl-C, a crash or a full disk, run the same
-    command again: nothing is asked twice.
+    What the model says is cached as it comes. After Ctrl-C, a crash or a full
+    disk, run the same command again: nothing is asked twice.
 
     \b
     Examples:
       bayesmeta observe default:20 --out evidence.nc
-      bayesmeta observe reasoning_gym:basic_arithmetic,word_sorting:10 --traces 8
-      bayesmeta observe tasks.jsonl --llm http://127.0.0.1:8000 --skills skills.json
+      bayesmeta observe reasoning_gym:word_sorting,calendar_arithmetic:10
+      bayesmeta observe tasks.jsonl --llm http://127.0.0.1:8000 --out e.nc
     """
     import bayesmeta
     from bayesmeta.skills import load_skills
@@ -115,9 +115,9 @@ def observe(
     chosen = None if skills is None else load_skills(skills)
     found = read_sources(tasks, format, on_error, held_out, seed)
     folder = cache_folder(cache)
-    with resumable(folder):
+    with resumable(folder), contextlib.ExitStack() as stack:
         with waiting(f"loading the language model {llm}"):
-            asked = open_llm(llm, model, template, timeout, retries, api_key_env)
+            asked = open_llm(llm, model, template, timeout, retries, api_key_env, stack)
         with progress_bar() as progress:
             evidence = interruptible(
                 lambda: bayesmeta.observe(
@@ -222,12 +222,13 @@ def open_llm(
     timeout: float,
     retries: int,
     api_key_env: str | None,
+    stack: contextlib.ExitStack,
 ) -> "AbstractLLM":
-    """The language model that ``--llm`` names."""
+    """The language model that ``--llm`` names; ``stack`` closes its connections."""
     if name.startswith(("http://", "https://")):
         from bayesmeta.llm.server import ServerLLM
 
-        return ServerLLM(
+        server = ServerLLM(
             name,
             model,
             template=template.value,
@@ -235,6 +236,13 @@ def open_llm(
             retries=retries,
             api_key_env=api_key_env,
         )
+
+        def close(kind: type[BaseException] | None, *_: object) -> None:
+            if kind is not KeyboardInterrupt:  # else its requests are still on their way
+                server.close()
+
+        stack.push(close)
+        return server
     path = Path(name).expanduser()
     if name.startswith(("/", "./", "../", "~")) and not path.exists():
         raise CommandError(f"there is no language model at {name}. Check the path.")

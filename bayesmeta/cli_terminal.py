@@ -1,6 +1,7 @@
 """What the commands share: errors as one sentence, tables, a progress bar, and Ctrl-C."""
 
 import contextlib
+import errno
 import os
 import sys
 import threading
@@ -16,6 +17,17 @@ from typer.core import TyperGroup
 #: Exit codes. Those of the command line itself (an unknown option) are BAD_INPUT too.
 FAILED, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 1, 2, 3, 130
 
+#: What errors call an argument, and what the command line calls it.
+_OPTIONS = {
+    'on_error="skip"': "--on-error skip",
+    "num_chains": "--chains",
+    "num_samples": "--samples",
+    "num_warmup": "--warmup",
+    "num_steps": "--steps",
+    "num_traces": "--traces",
+    "target_accept": "--target-accept",
+    "api_key_env": "--api-key-env",
+}
 _DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -50,14 +62,14 @@ class Commands(TyperGroup):
 
 def describe(error: Exception) -> tuple[str, int] | None:
     """The message and the exit code for an error; None for what typer handles itself."""
-    from bayesmeta.cells import ObserveError
-    from bayesmeta.posterior import NotConvergedError
-
     kind = type(error)
     if kind.__module__.split(".")[0] in ("typer", "click"):
         return None
     if isinstance(error, CommandError):
         return str(error), error.code
+    from bayesmeta.cells import ObserveError
+    from bayesmeta.posterior import NotConvergedError
+
     if isinstance(error, NotConvergedError):
         return f"the fit did not converge: {error}", NOT_CONVERGED
     if isinstance(error, ObserveError):
@@ -70,12 +82,19 @@ def describe(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, OSError):
         missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
         return _with_notes(error), BAD_INPUT if missing else FAILED
-    if isinstance(error, ValueError | TypeError):
+    if isinstance(error, ValueError | TypeError) and _is_ours(error):
         return _with_notes(error), BAD_INPUT
     return (
         f"{kind.__name__}: {error}. This should not happen; BAYESMETA_DEBUG=1 shows where it did.",
         FAILED,
     )
+
+
+def as_options(text: str) -> str:
+    """A message for Python, with its arguments named as the options that set them."""
+    for argument, option in _OPTIONS.items():
+        text = text.replace(argument, option)
+    return text
 
 
 def say(text: str = "") -> None:
@@ -215,8 +234,17 @@ def is_netcdf(path: Path) -> bool:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    note(f"bayesmeta: {message}")
+    note(f"bayesmeta: {as_options(message)}")
     raise typer.Exit(code) from None
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether this package raised it: then it speaks of the input, else it is a fault of ours."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return name.split(".")[0] == "bayesmeta"
 
 
 def _with_notes(error: Exception) -> str:
@@ -224,6 +252,8 @@ def _with_notes(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
         text = f"{where}{error.strerror}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and "full" not in text:
+            text += ". The disk is full: free some space and run the same command again."
     else:
         text = str(error) or type(error).__name__
     notes = getattr(error, "__notes__", []) or getattr(error.__cause__, "__notes__", [])
@@ -258,10 +288,12 @@ def _write(stream: Any, text: str) -> None:
 
 
 def _visible(character: str) -> str:
-    if character in "\n\t" or (ord(character) >= 160 and character not in _DIRECTIONS):
-        # Joiners within emoji and uncommon spaces are harmless; half a surrogate pair is not text.
-        return character.encode("utf-8", "backslashreplace").decode()
-    return character.encode("ascii", "backslashreplace").decode()
+    code = ord(character)
+    if character in "\n\t" or not (
+        code < 160 or character in _DIRECTIONS or 0xD800 <= code < 0xE000
+    ):
+        return character  # joiners within emoji and uncommon spaces are harmless
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 def _is_number(text: str) -> bool:

@@ -64,9 +64,10 @@ def run_demo(
     analysis = judge(posterior, evidence)
     console.print(format_table(analysis.table), markup=False, highlight=False)
     console.print(explain(analysis.table), markup=False)
+    gain, num_heldout = analysis.gain, analysis.heldout.num_tasks
     console.print(
-        f"Skills matter by {analysis.gain.mean:.2f} ± {analysis.gain.standard_error:.2f} nats per "
-        f"held-out task (oracle over skills minus best single skill, n={analysis.heldout.num_tasks}).",
+        f"Skills matter by {gain.mean:.2f} ± {gain.standard_error:.2f} nats per held-out task "
+        f"(oracle over skills minus best single skill, n={num_heldout}).",
         markup=False,
         highlight=False,
     )
@@ -79,7 +80,9 @@ def run_demo(
             evidence,
             float(posterior.attrs["beta"]),
             num_subsets=learning_curve_subsets,
-            progress=lambda done, total: console.print(f"  {done} of {total} fits", highlight=False),
+            progress=lambda done, total: console.print(
+                f"  {done} of {total} fits", highlight=False
+            ),
         )
         console.print(format_curve(curve), markup=False, highlight=False)
     write_analysis(
@@ -130,7 +133,13 @@ def progress_bar(console: "Console"):
     """Context manager giving a ``progress(done, total, message)`` callback drawn as a bar."""
     import contextlib
 
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     @contextlib.contextmanager
     def bar():

@@ -12,8 +12,9 @@ from bayesmeta.baselines import BASELINES, Baseline
 from bayesmeta.heldout import POSTERIOR
 from bayesmeta.skill_scores import SkillScores
 
-#: Fits on a subset of the reflect tasks and returns the strategy [N_held_out, K].
-FitPredict = Callable[[SkillScores, SkillScores], np.ndarray]
+#: Fits on each of some subsets of the reflect tasks, given by their indices, and returns a strategy
+#: [N_held_out, K] for each. All subsets of one size come together, so that they can share work.
+FitPredict = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
 
 
 def learning_curve(
@@ -35,10 +36,11 @@ def learning_curve(
     same held-out tasks. A size at which every domain is used up has only one subset.
 
     Args:
-      fit_predict: the posterior, as a function of (reflect subset, held-out).
+      fit_predict: the posterior, see `FitPredict`.
       methods: baselines by name; all of `bayesmeta.baselines.BASELINES` by default.
       cache: any mutable mapping from str to float; each (size, subset, method) cell is stored in
-        it as soon as it is known, so that an interrupted run goes on where it stopped.
+        it as soon as it is known (the posterior's of one size together), so that an interrupted
+        run goes on where it stopped.
       fit_name: goes into the cache key of the posterior's cells; change it whenever
         ``fit_predict`` changes.
       progress: called with (cells done, cells in all).
@@ -63,33 +65,45 @@ def learning_curve(
             f"learning_curve needs tasks in both splits, got {reflect.num_tasks} reflect and "
             f"{heldout.num_tasks} held-out."
         )
-    fits: dict[str, FitPredict] = {POSTERIOR: fit_predict}
-    fits.update(BASELINES if methods is None else methods)
+    fits = dict(BASELINES if methods is None else methods)
     store: MutableMapping[str, float] = {} if cache is None else cache
     data = _fingerprint(reflect, heldout)
     # A size beyond the largest domain would repeat the one before it.
     largest = int(np.unique(reflect.domain, return_counts=True)[1].max())
-    plan = [
-        (size, subset) for size in sizes for subset in range(num_subsets if size < largest else 1)
-    ]
-    total, done = len(plan) * len(fits), 0
-    scores: dict[tuple[int, str], list[float]] = {(s, m): [] for s in sizes for m in fits}
-    used: dict[int, list[int]] = {size: [] for size in sizes}
-    for size, subset in plan:
-        tasks = draw_subset(reflect.domain, size, np.random.default_rng([seed, size, subset]))
-        chosen = reflect.take(tasks)
-        used[size].append(len(tasks))
-        for name, fit in fits.items():
+    repeats = {size: num_subsets if size < largest else 1 for size in sizes}
+    total, done = sum(repeats.values()) * (len(fits) + 1), 0
+    scores: dict[tuple[int, str], list[float]] = {}
+    used: dict[int, list[int]] = {}
+
+    def score(strategy: np.ndarray) -> float:
+        return float(metrics.log_scores(heldout.mix(strategy), heldout.gold).mean())
+
+    for size, repeat in repeats.items():
+        subsets = [
+            draw_subset(reflect.domain, size, np.random.default_rng([seed, size, subset]))
+            for subset in range(repeat)
+        ]
+        used[size] = [len(tasks) for tasks in subsets]
+        for name in (POSTERIOR, *fits):
             label = f"{name}:{fit_name}" if name == POSTERIOR else name
-            key = json.dumps(["learning_curve", data, label, size, subset, seed])
-            if key not in store:
-                predictive = heldout.mix(fit(chosen, heldout))
-                store[key] = float(metrics.log_scores(predictive, heldout.gold).mean())
-            scores[size, name].append(store[key])
-            done += 1
+            keys = [
+                json.dumps(["learning_curve", data, label, size, subset, seed])
+                for subset in range(repeat)
+            ]
+            missing = [i for i, key in enumerate(keys) if key not in store]
+            if missing and name == POSTERIOR:
+                strategies = fit_predict([subsets[i] for i in missing])
+                for i, strategy in zip(missing, strategies, strict=True):
+                    store[keys[i]] = score(strategy)
+            for i in missing if name != POSTERIOR else ():
+                store[keys[i]] = score(fits[name](reflect.take(subsets[i]), heldout))
+            scores[size, name] = [store[key] for key in keys]
+            done += repeat
             if progress is not None:
                 progress(done, total)
-    return pd.DataFrame([_row(size, name, scores, used) for size in sizes for name in fits])
+    return pd.DataFrame(
+        [_row(size, name, scores, used) for size in repeats for name in (POSTERIOR, *fits)]
+    )
 
 
 def draw_subset(domain: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -28,7 +28,7 @@ def skill_predictive(evidence: xr.Dataset, beta: float = 1.0) -> np.ndarray:
       ValueError: beta is not a positive finite number.
     """
     if not (np.isfinite(beta) and beta > 0):
-        raise ValueError(f"beta must be a positive finite number, got {beta}. 1 leaves scores as is.")
+        raise ValueError(f"beta must be a positive finite number, got {beta}. 1 leaves scores be.")
     scores, log_trace_weight = trace_scores(evidence)
     per_trace = log_softmax(beta * scores, axis=-1)
     with np.errstate(divide="ignore"):

@@ -12,7 +12,8 @@ import xarray as xr
 from bayesmeta.arrays import Encoding
 from bayesmeta.atomic import atomic_write
 
-_DIMS = {
+#: Site -> names of its dimensions after (chain, draw).
+DIMS = {
     "u": ["contrast"],
     "U": ["contrast", "feature"],
     "v": ["domain_coordinate", "contrast"],
@@ -55,7 +56,9 @@ def to_datatree(
     latent = latent_sites(model, *model_args)
     draws = {name: result.samples[name] for name in latent}
     log_prior, log_likelihood, deterministic = site_log_probs(model, draws, *model_args)
-    predictive = posterior_predictive(model, draws, *model_args, rng_seed=result.settings["rng_seed"])
+    predictive = posterior_predictive(
+        model, draws, *model_args, rng_seed=result.settings["rng_seed"]
+    )
     data = model_args[0]
     tree = az.from_dict(
         {
@@ -78,7 +81,7 @@ def to_datatree(
             "task": list(map(str, evidence["task"].values)),
         },
         dims={
-            **_DIMS,
+            **DIMS,
             "x": ["task", "feature"],
             "domain_of_task": ["task"],
             "feature_mean": ["feature"],
@@ -117,7 +120,9 @@ def check_converged(tree: xr.DataTree) -> None:
 
 def save_posterior(tree: xr.DataTree, path: str | Path) -> None:
     """Write a posterior to netCDF, atomically."""
-    atomic_write(Path(path), lambda part: tree.to_netcdf(part, engine="h5netcdf"))
+    # HDF5 itself must not meet a full disk: it can take the process down. Bytes can.
+    image = bytes(tree.to_netcdf(engine="h5netcdf"))
+    atomic_write(Path(path), lambda part: part.write_bytes(image))
 
 
 def load_posterior(path: str | Path) -> xr.DataTree:
@@ -150,7 +155,7 @@ def encoding_of(tree: xr.DataTree) -> Encoding:
     return Encoding(
         skill=tuple(map(str, posterior["skill"].values)),
         domain=tuple(map(str, posterior["domain"].values)),
-        feature=tuple(map(str, posterior["feature"].values)) if "feature" in posterior.coords else (),
+        feature=tuple(map(str, constant["feature"].values)),
         feature_mean=constant["feature_mean"].values,
         feature_scale=constant["feature_scale"].values,
     )

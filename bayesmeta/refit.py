@@ -99,7 +99,5 @@ class Refitter:
             samples[name].reshape((-1,) + samples[name].shape[2:]).astype(np.float64)
             for name in ("mu", "W", "delta")
         )
-        logits = (
-            mu[:, None, :] + np.einsum("np,skp->snk", self._x, W) + delta[:, self._domain, :]
-        )
+        logits = mu[:, None, :] + np.einsum("np,skp->snk", self._x, W) + delta[:, self._domain, :]
         return softmax(logits, axis=-1).mean(0)

@@ -119,37 +119,41 @@ class Skill:
 
 
 def default_skills() -> tuple[Skill, ...]:
-    """Six skills that differ in what the reasoner does, not only in how it is asked."""
+    """Six skills that differ in what the reasoner does, not only in how it is asked.
+
+    Openings that are already on their way keep a small model on the format. The calculator's
+    user turn ends in the question, because such a model copies best what stands nearest.
+    """
     return (
         Skill("direct", "Reply with the answer only."),
-        Skill(
-            "step_by_step",
-            "Think step by step, then give the answer.",
-            stages=(Stage("Let's think step by step.", 40, ("\n\n", "Answer")),),
-        ),
+        Skill("step_by_step", "Think step by step.", stages=(Stage("Step 1:", 40, ("\n\n",)),)),
         Skill(
             "decompose",
-            "Split this into smaller questions, answer each of them, then give the answer.",
+            "Split this into smaller questions and answer them.",
             stages=(
-                Stage("Smaller questions:\n1.", 24, ("\n\n", "Answer")),
-                Stage("Answers to them:\n1.", 24, ("\n\n", "Answer")),
+                Stage("Smaller question: What", 20, ("\n",)),
+                Stage("Its answer:", 12, ("\n",)),
             ),
         ),
         Skill("recall", "Answer in the same way.", recall=3),
         Skill(
             "calculator",
-            "Use the calculator. To find 3 times 12, write [calc: 3*12]",
-            stages=(Stage("[calc:", 20, ("\n",)),),
+            "Write each question as a calculation.\n"
+            "Q: What is 17 - 40?\n[calc: 17 - 40]\n"
+            "Q: What is 23 * 6?\n[calc: 23 * 6]\n"
+            "Q: How many wheels do 3 cars and 2 bikes have?\n[calc: 3*4 + 2*2]",
+            stages=(Stage("[calc:", 16, ("\n", ". ")),),
             tool="calculator",
+            template="{instruction}\nQ: {question}",
         ),
         Skill(
             "self_check",
-            "Give a draft answer, check it, then give the final answer.",
+            "Give an answer, then check it.",
             stages=(
-                Stage("Draft:", 12, ("\n",)),
-                Stage("Check:", 24, ("\n",)),
+                Stage("First answer:", 8, ("\n",)),
+                Stage("Check it: the", 20, ("\n",)),
             ),
-            answer_opening="Final answer:",
+            answer_opening="Right answer:",
         ),
     )
 

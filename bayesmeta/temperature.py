@@ -3,7 +3,8 @@
 import numpy as np
 import xarray as xr
 
-from bayesmeta.baselines import stack
+from bayesmeta.baselines import no_pooling
+from bayesmeta.metrics import log_scores
 from bayesmeta.skill_scores import SkillScores, skill_scores
 
 #: Powers of the square root of two from 1/8 to 2: small models are over-confident, seldom shy.
@@ -15,9 +16,11 @@ def choose_beta(
 ) -> float:
     """The beta of ``grid`` with the best cross-validated log score.
 
-    Each fold's tasks are scored by the stacking weights of the other folds, so the choice rests
-    on predictions only. Beta is fixed before the strategy is fitted: it sharpens or blurs what
-    each task says of its skill, and the two are hardly told apart by one outcome per task.
+    Each fold's tasks are scored by the stacking weights that the other folds give their domain,
+    so the choice rests on predictions only. Weights common to all domains would not do: they
+    predict badly wherever domains differ, and bad predictors are best blurred. Beta is fixed
+    before the strategy is fitted: it sharpens or blurs what each task says of its skill, and the
+    two are hardly told apart by one outcome per task.
 
     Args:
       reflect: the tasks to choose on.
@@ -42,9 +45,9 @@ def beta_curve(
 
 
 def _cross_validated(scores: SkillScores, fold: np.ndarray) -> float:
-    table = scores.log_likelihood
-    held_out = np.empty(len(fold))
+    held_out = []
     for k in range(fold.max() + 1):
-        weights = stack(table[fold != k])
-        held_out[fold == k] = np.log(np.exp(table[fold == k]) @ weights)
-    return float(held_out.mean())
+        learned, judged = scores.take(fold != k), scores.take(fold == k)
+        predictive = judged.mix(no_pooling(learned, judged))
+        held_out.append(log_scores(predictive, judged.gold))
+    return float(np.concatenate(held_out).mean())

@@ -155,7 +155,8 @@ def check_sampling_matches_scores(
     ]
     compared = 0
     for request, trace, score in zip(requests, traces, llm.log_likelihood(requests), strict=True):
-        if score.num_tokens != trace.num_tokens:
+        # A replacement character stands for bytes that are no text, so the tokens are lost.
+        if score.num_tokens != trace.num_tokens or "\ufffd" in trace.text:
             continue
         compared += 1
         if not _close(trace.log_prob, score.log_likelihood, tolerance):

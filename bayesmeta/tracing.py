@@ -19,7 +19,7 @@ CLOSE = "]"
 #: Tool results that one stage may contain; a model that only calls would never end.
 MAX_CALLS = 3
 # A result is evidence for the model to read, not a place to flood its context.
-_MAX_RESULT = 80
+_MAX_RESULT = 60
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

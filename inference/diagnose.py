@@ -53,9 +53,7 @@ def diagnose_chains(
 
     num_draws = energy.size
     if diagnostics["rhat"] > max_rhat:
-        return Status(
-            Outcome.RHAT, f"R-hat {diagnostics['rhat']:.3f} > {max_rhat}.", diagnostics
-        )
+        return Status(Outcome.RHAT, f"R-hat {diagnostics['rhat']:.3f} > {max_rhat}.", diagnostics)
     ess = min(diagnostics["ess_bulk"], diagnostics["ess_tail"])
     if ess < min_ess:
         return Status(Outcome.ESS, f"effective sample size {ess:.0f} < {min_ess:.0f}.", diagnostics)

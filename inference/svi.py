@@ -32,7 +32,9 @@ SETTLED_WITHIN = 0.1
 #: Factors of a low-rank guide.
 RANK = 10
 #: Draws that one vectorised evaluation of the program handles: bounds memory.
-_AT_ONCE = 32
+_AT_ONCE = 16
+#: Steps for the diagonal guide, which only prepares the other: it need not converge.
+_FIRST_STEPS = 40
 
 
 def svi(
@@ -60,7 +62,8 @@ def svi(
       num_steps: most steps of L-BFGS; usually a few dozen suffice.
       num_samples: draws returned, in one chain; k-hat is computed on them, never on the noise
         that was fitted to.
-      num_particles: fixed draws in the objective; at least twice the dimension are used.
+      num_particles: fixed draws in the objective, and at least 8 for each parameter: a guide
+        with as many parameters as it has draws to fit would fit the draws.
       guide: full covariance, low rank plus diagonal, or full up to 200 parameters.
       decenter, gaussianise: sites to sample in other coordinates, see `reparametrise`.
     """
@@ -70,7 +73,12 @@ def svi(
     guide = choose_guide(guide, target.size)
     arrays = array_leaves(model_args)
     family, params, gain = fit_guide(
-        target, arrays, guide, key_noise, num_steps=num_steps, num_particles=num_particles
+        target,
+        arrays,
+        guide,
+        key_noise,
+        num_steps=num_steps,
+        num_particles=max(num_particles, 8 * target.size),
     )
     draws = jax.random.normal(key_draw, (num_samples, family.num_noise))
     z = family.place(params, draws)
@@ -101,7 +109,7 @@ def fit_guide(
     rng_key: jax.Array,
     *,
     num_steps: int,
-    num_particles: int = 256,
+    num_particles: int,
 ) -> tuple[Any, dict[str, jax.Array], float]:
     """The guide, the parameters that maximise its ELBO, and the nats that were left to gain.
 
@@ -110,8 +118,8 @@ def fit_guide(
     """
     key_noise, key_factors = jax.random.split(rng_key)
     family = LowRank.start(target.centre, 0, key_factors)
-    noise = matched_noise(key_noise, num_particles, family.num_noise)
-    params, gain = _maximise(target, family, noise, arrays, num_steps)
+    noise = matched_noise(key_noise, 64, family.num_noise)
+    params, _ = _maximise(target, family, noise, arrays, min(num_steps, _FIRST_STEPS))
     if guide == "full_rank":
         _, slopes = target.slopes(family.place(params, noise), arrays)
         # Stein's identity: the mean of slope x noise' is the mean Hessian times the scale.
@@ -119,7 +127,7 @@ def fit_guide(
         family = FullRank.start(params["loc"], jnp.asarray(precision + precision.T) / 2)
     else:
         family = LowRank.start(params["loc"], RANK, key_factors, params["log_scale"])
-        noise = matched_noise(key_noise, num_particles, family.num_noise)
+    noise = matched_noise(key_noise, num_particles, family.num_noise)
     return family, *_maximise(target, family, noise, arrays, num_steps)
 
 
@@ -335,7 +343,6 @@ def _maximise(target, family, noise, arrays, num_steps):
     )
     # The inverse Hessian that L-BFGS has built up says what a last Newton step would gain.
     gain = 0.5 * float(found.jac @ found.hess_inv.dot(found.jac))
-    print(found.nit, found.nfev, found.message, gain)
     return unravel(jnp.asarray(found.x, flat.dtype)), gain
 
 

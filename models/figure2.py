@@ -116,7 +116,9 @@ def figure2(data: Figure2Data, prior: Prior = HIERARCHICAL) -> None:
         log_p = temper(beta, data)
         log_likelihood = jnp.take_along_axis(log_p, data.gold[None, None, :], 0)[0]
     with numpyro.plate("task", data.gold.shape[0]):
-        numpyro.sample("O", LLMCategorical(logits, log_p, log_likelihood, data.scale), obs=data.gold)
+        numpyro.sample(
+            "O", LLMCategorical(logits, log_p, log_likelihood, data.scale), obs=data.gold
+        )
 
 
 def temper(beta: Array, data: Figure2Data) -> Float[Array, "candidate skill task"]:

@@ -46,3 +46,33 @@ def simulate_figure2(
         num_domains=num_domains,
     )
     return data, {"mu": C @ u, "W": C @ U, "delta": v @ C.T, "tau_E": np.asarray(tau)}
+
+
+def planted_evidence(num_tasks: int = 120, num_domains: int = 4, seed: int = 0, temper: float = 1):
+    """Evidence of three skills, of which another predicts the answers of each domain.
+
+    Answers are drawn from the right skill's predictive; the scores recorded are that predictive's
+    log-probabilities times ``temper``, renormalised, so that beta = 1 / temper undoes it.
+    """
+    from scipy.special import logsumexp
+
+    from bayesmeta.evidence_build import from_log_probabilities
+
+    rng = np.random.default_rng(seed)
+    domain = np.arange(num_tasks) % num_domains
+    log_p = 2.0 * rng.normal(size=(num_tasks, 3, 4))
+    log_p -= logsumexp(log_p, axis=2, keepdims=True)
+    right = np.exp(log_p[np.arange(num_tasks), domain % 3])
+    gold = np.array([rng.choice(4, p=p / p.sum()) for p in right])
+    log_p *= temper
+    log_p -= logsumexp(log_p, axis=2, keepdims=True)
+    return from_log_probabilities(
+        log_p,
+        gold=gold,
+        task=[f"t{i}" for i in range(num_tasks)],
+        skill=["a", "b", "c"],
+        domain=[f"d{d}" for d in domain],
+        split=["held_out" if (i // num_domains) % 4 == 0 else "reflect" for i in range(num_tasks)],
+        features=rng.normal(size=(num_tasks, 2)),
+        feature=["length", "digits"],
+    )

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import FALSE_ALARM
 from scipy import stats
 from simulate import simulate_figure2
 
@@ -12,10 +13,8 @@ from bayesmeta.inference.diagnose import diagnose_chains
 from bayesmeta.inference.nuts import nuts
 from bayesmeta.inference.nuts_batch import nuts_batch
 from bayesmeta.inference.status import Outcome
-from bayesmeta.inference.svi import svi
 from bayesmeta.models.contrasts import contrast
 from bayesmeta.models.figure2 import HIERARCHICAL, figure2
-from conftest import FALSE_ALARM
 
 Z = stats.norm.ppf(1 - FALSE_ALARM / 2)
 
@@ -109,18 +108,6 @@ def test_batch_of_posteriors_agrees_one_by_one(small, exact):
     assert abs(mean - 0.5 * np.sqrt(2 / np.pi)) < Z * error
 
 
-def test_svi_is_close_and_says_how_close(small, exact):
-    result = svi(figure2, small, HIERARCHICAL, num_steps=3000, decenter=("v",))
-    assert result.status.diagnostics["pareto_k"] < 1.0
-    assert abs(result.samples["F"][..., 0, 0].mean() - exact["F"][0]) < 0.05
-
-
-def test_too_few_steps_are_reported_not_hidden(small):
-    result = svi(figure2, small, HIERARCHICAL, num_steps=60, learning_rate=0.001, decenter=("v",))
-    assert result.status.outcome in (Outcome.NOT_SETTLED, Outcome.PARETO_K)
-    assert not result.status.converged
-
-
 def test_one_chain_is_refused(small):
     with pytest.raises(ValueError, match="at least 2, got 1"):
         nuts(figure2, small, HIERARCHICAL, num_chains=1)
@@ -140,9 +127,7 @@ class TestDiagnose:
 
     def test_few_draws_fail_by_ess(self):
         few = {k: v[:, :40] for k, v in self.good.items()}
-        status = diagnose_chains(
-            {"a": self.rng.normal(size=(4, 40))}, few, ["a"], max_rhat=1.1
-        )
+        status = diagnose_chains({"a": self.rng.normal(size=(4, 40))}, few, ["a"], max_rhat=1.1)
         assert status.outcome is Outcome.ESS
 
     def test_a_divergence_fails(self):
@@ -159,5 +144,3 @@ class TestDiagnose:
         draws = self.rng.normal(size=(4, 500))
         draws[0, 0] = np.nan
         assert diagnose_chains({"a": draws}, self.good, ["a"]).outcome is Outcome.NOT_FINITE
-
-

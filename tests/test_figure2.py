@@ -50,7 +50,9 @@ def test_mixture_equals_its_slow_twin_and_a_wrong_one_does_not():
     rng = np.random.default_rng(1)
     logits, scores = rng.normal(size=(4, 7)), -np.abs(rng.normal(size=(4, 7)))
     exact = figure2_by_hand.log_mixture(logits, scores)
-    np.testing.assert_allclose(log_mixture(jnp.asarray(logits), jnp.asarray(scores)), exact, atol=1e-12)
+    np.testing.assert_allclose(
+        log_mixture(jnp.asarray(logits), jnp.asarray(scores)), exact, atol=1e-12
+    )
     # Tempering inside the sum is not the same as weighting the task outside it.
     tempered = log_mixture(jnp.asarray(logits), 0.3 * jnp.asarray(scores))
     assert np.abs(np.asarray(tempered) - 0.3 * exact).min() > 1e-3
@@ -80,7 +82,7 @@ def test_hand_written_derivative_equals_finite_differences(argument):
 
 def test_derivative_is_finite_where_a_skill_has_probability_zero():
     scores = jnp.array([[-jnp.inf, -jnp.inf], [-1.0, -jnp.inf]])
-    value, gradient = jax.value_and_grad(lambda l: log_mixture(l, scores)[0])(jnp.zeros((2, 2)))
+    value, gradient = jax.value_and_grad(lambda eta: log_mixture(eta, scores)[0])(jnp.zeros((2, 2)))
     assert np.isfinite(float(value)) and np.isfinite(np.asarray(gradient)).all()
 
 
@@ -133,7 +135,10 @@ def test_a_free_beta_needs_scores_to_temper():
     data, _ = simulate_figure2(np.random.default_rng(5))
     with pytest.raises(ValueError, match="keep_scores=True"):
         log_density(
-            figure2, (data, HIERARCHICAL_BETA), {}, {**point(np.random.default_rng(0), 3, 2, 8), "beta": 1.0}
+            figure2,
+            (data, HIERARCHICAL_BETA),
+            {},
+            {**point(np.random.default_rng(0), 3, 2, 8), "beta": 1.0},
         )
 
 

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_package_list_names_every_package():
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    listed = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    )
     found = {"bayesmeta", "bayesmeta.models", "bayesmeta.inference"}
     for folder in ("bayesmeta", "models", "inference"):
         prefix = "bayesmeta" if folder == "bayesmeta" else f"bayesmeta.{folder}"
@@ -37,6 +39,15 @@ def test_importing_a_second_copy_fails_loudly(folder):
     )
     assert run.returncode != 0
     assert f"import bayesmeta.{folder}" in run.stderr
+
+
+def test_numpyro_is_whole_when_arviz_came_first():
+    code = (
+        "import arviz\nfrom bayesmeta import SitePrior\n"
+        "import numpyro\nprint(numpyro.distributions.distribution.__name__)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout.strip() == "numpyro.distributions.distribution", run.stderr
 
 
 def test_import_is_free():

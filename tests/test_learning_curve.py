@@ -17,9 +17,14 @@ def shrunk(reflect, heldout):
     return own * no_pooling(reflect, heldout) + (1 - own) * complete_pooling(reflect, heldout)
 
 
+def each(fit, reflect=REFLECT):
+    """The fit as `learning_curve` wants it: for a list of subsets."""
+    return lambda subsets: [fit(reflect.take(tasks), HELD_OUT) for tasks in subsets]
+
+
 def run(**kwargs):
     settings = {"sizes": (2, 8, 16), "num_subsets": 6, "methods": METHODS, "seed": 0}
-    return learning_curve(REFLECT, HELD_OUT, shrunk, **(settings | kwargs))
+    return learning_curve(REFLECT, HELD_OUT, each(shrunk), **(settings | kwargs))
 
 
 def test_subsets_have_the_asked_number_per_domain_without_repeats():
@@ -70,7 +75,7 @@ class Interrupted(RuntimeError):
     pass
 
 
-def test_resumes_per_cell_and_recomputes_nothing():
+def test_resumes_per_size_and_recomputes_nothing_that_was_stored():
     cache, calls = {}, []
 
     def counted(reflect, heldout):
@@ -81,13 +86,13 @@ def test_resumes_per_cell_and_recomputes_nothing():
 
     settings = {"sizes": (2, 4), "num_subsets": 3, "methods": METHODS, "cache": cache}
     with pytest.raises(Interrupted):
-        learning_curve(REFLECT, HELD_OUT, counted, **settings)
-    assert len(calls) == 5 and len(cache) == 4 * 3
-    resumed = learning_curve(REFLECT, HELD_OUT, counted, **settings)
-    assert len(calls) == 7  # 6 cells, one of them tried twice
+        learning_curve(REFLECT, HELD_OUT, each(counted), **settings)
+    assert len(calls) == 5 and len(cache) == 3 * 3  # every method at the first size
+    resumed = learning_curve(REFLECT, HELD_OUT, each(counted), **settings)
+    assert len(calls) == 8  # the second size again, the first not
     assert resumed.equals(run(sizes=(2, 4), num_subsets=3))
-    learning_curve(REFLECT, HELD_OUT, counted, **settings)
-    assert len(calls) == 7
+    learning_curve(REFLECT, HELD_OUT, each(counted), **settings)
+    assert len(calls) == 8
 
 
 def test_cache_knows_other_data_seeds_and_fits():
@@ -98,16 +103,20 @@ def test_cache_knows_other_data_seeds_and_fits():
     assert len(cache) == 2 * size
     run(sizes=(2,), cache=cache, fit_name="another prior")
     assert len(cache) == 2 * size + 6  # only the posterior's cells
-    learning_curve(
-        REFLECT.take(np.arange(60)), HELD_OUT, shrunk, (2,), 6, methods=METHODS, cache=cache
-    )
+    fewer = REFLECT.take(np.arange(60))
+    learning_curve(fewer, HELD_OUT, each(shrunk, fewer), (2,), 6, methods=METHODS, cache=cache)
     assert len(cache) == 3 * size + 6
 
 
 def test_defaults_progress_and_the_bound():
     seen = []
     table = learning_curve(
-        REFLECT, HELD_OUT, shrunk, (2,), 1, progress=lambda done, total: seen.append((done, total))
+        REFLECT,
+        HELD_OUT,
+        each(shrunk),
+        (2,),
+        1,
+        progress=lambda done, total: seen.append((done, total)),
     )
     assert set(table["method"]) == {"posterior", *BASELINES}
     assert seen[-1] == (len(BASELINES) + 1, len(BASELINES) + 1)
@@ -124,4 +133,4 @@ def test_bad_input(kwargs, message):
     with pytest.raises(ValueError, match=message):
         run(**kwargs)
     with pytest.raises(ValueError, match="tasks in both splits, got 0 reflect"):
-        learning_curve(REFLECT.take([]), HELD_OUT, shrunk)
+        learning_curve(REFLECT.take([]), HELD_OUT, each(shrunk))

@@ -6,13 +6,14 @@ import math
 import numpy as np
 import pytest
 from conftest import FALSE_ALARM
-from reference.character_llm import ALPHABET, END, CharacterLLM, log_prob, next_log_probs
+from reference.character_llm import END, CharacterLLM, log_prob
 from scipy.stats import norm
 
 from bayesmeta.cache import EvidenceCache
 from bayesmeta.cells import DictCache
 from bayesmeta.evidence import load, save, validate
-from bayesmeta.llm.base import Score
+from bayesmeta.llm.base import Score, ScoreRequest
+from bayesmeta.llm.tabular import TabularLLM
 from bayesmeta.observation import ObserveError, observe
 from bayesmeta.prompting import join, user_text
 from bayesmeta.recall import ExternalMemory
@@ -81,8 +82,8 @@ def test_what_the_evidence_says_about_itself(evidence):
     assert json.loads(attrs["sampling"]) == {
         "temperature": 1.0, "top_p": 1.0, "top_k": 0, "num_traces": 3,
     }  # fmt: skip
-    assert [skill["name"] for skill in json.loads(attrs["skills"])] == [s.name for s in SKILLS]
-    assert json.loads(attrs["skills"])[1]["content_hash"] == THINK.content_hash()
+    assert tuple(Skill.from_dict(skill) for skill in json.loads(attrs["skills"])) == SKILLS
+    assert json.loads(attrs["skill_hashes"])["think"] == THINK.content_hash()
     assert evidence["gold"].values.tolist() == [0] * 7
     assert evidence["features"].values[:, 0].tolist() == [float(i) for i in range(7)]
     assert evidence["split"].values.tolist() == [task.split for task in TASKS]
@@ -122,18 +123,14 @@ def test_seeds_and_more_traces(evidence):
 
 def test_estimates_are_unbiased_over_traces():
     """E exp log_likelihood over traces = sum over all traces of p(trace) p(answer | trace)."""
-    task = Task("t", "?", "a", ("a", "b"))
-    skill = Skill("one", "i", stages=(Stage("", 1),), answer_opening="A")
-    llm, draws = CharacterLLM(), 3000
+    llm, draws = TabularLLM(seed=3, scale=2.0), 2000
+    task, skill = Task("t", "?", "A", ("A", "B")), Skill("one", "i.", stages=(Stage("so "),))
     got = observe(llm, [task], [skill], num_traces=draws)["log_likelihood"].values[0, 0, :, 0]
-    prompt = llm.render("?\n\ni", "")
-
-    def answer(character):
-        text = "" if character == END else character
-        return math.exp(log_prob(llm.render("?\n\ni", join(text, "A")), f" a{END}"))
-
-    given = np.array([answer(character) for character in ALPHABET])
-    truth = np.exp(next_log_probs(prompt[-2:])) @ given
+    traces = llm.traces(llm.render("?\n\ni.", "so "))
+    contexts = [llm.render("?\n\ni.", join(f"so {trace}", "Answer:")) for trace in traces]
+    scores = llm.log_likelihood([ScoreRequest(c, " A" + llm.end_of_answer) for c in contexts])
+    given = np.exp([score.log_likelihood for score in scores])
+    truth = np.exp(list(traces.values())) @ given
     estimate = np.exp(got.astype(float))
     tolerance = norm.isf(FALSE_ALARM / 2) * estimate.std() / math.sqrt(draws)
     assert abs(estimate.mean() - truth) < tolerance

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy.special import logsumexp, softmax
+from simulate import planted_evidence
 
 import bayesmeta
 from bayesmeta.evidence_build import from_log_probabilities
@@ -14,33 +15,14 @@ from bayesmeta.prediction import mix, predict, strategy_draws
 from bayesmeta.skill_scores import skill_scores
 
 
-def simulated_evidence(num_tasks=120, num_domains=4, seed=0) -> xr.Dataset:
-    """Three skills, of which another is right in each domain."""
-    rng = np.random.default_rng(seed)
-    domain = np.arange(num_tasks) % num_domains
-    log_p = rng.normal(size=(num_tasks, 3, 4))
-    log_p[np.arange(num_tasks), domain % 3, 0] += 2.5
-    log_p -= logsumexp(log_p, axis=2, keepdims=True)
-    return from_log_probabilities(
-        log_p,
-        gold=np.zeros(num_tasks, int),
-        task=[f"t{i}" for i in range(num_tasks)],
-        skill=["a", "b", "c"],
-        domain=[f"d{d}" for d in domain],
-        split=["held_out" if i % 5 == 0 else "reflect" for i in range(num_tasks)],
-        features=rng.normal(size=(num_tasks, 2)),
-        feature=["length", "digits"],
-    )
-
-
 @pytest.fixture(scope="module")
 def evidence():
-    return simulated_evidence()
+    return planted_evidence()
 
 
 @pytest.fixture(scope="module")
 def tree(evidence):
-    return bayesmeta.fit(evidence, num_warmup=300, num_samples=300)
+    return bayesmeta.fit(evidence, num_warmup=500, num_samples=500)
 
 
 def test_it_converged_and_learned_the_planted_skills(tree):
@@ -99,15 +81,15 @@ def test_log_prior_is_the_prior_density(tree):
 def test_arviz_takes_the_whole_tree(tree, evidence):
     assert np.isfinite(az.summary(tree, var_names=["u", "tau_E"], round_to="none")["mean"]).all()
     loo = az.loo(tree)
-    assert np.isfinite(loo.elpd) and loo.n_data_points == 96
-    table = az.psense_summary(tree, var_names=["tau_E"], round_to="none")
+    assert np.isfinite(loo.elpd) and loo.n_data_points == 88
+    table = az.psense_summary(tree, var_names=["tau_E"])
     assert {"prior", "likelihood"} <= set(table.columns) and np.isfinite(
         table[["prior", "likelihood"]].to_numpy(float)
     ).all()
     flat = bayesmeta.HIERARCHICAL.replace(
         "tight", tau_E=bayesmeta.SitePrior("HalfNormal", {"scale": 0.01})
     )
-    tight = bayesmeta.fit(evidence, flat, num_warmup=300, num_samples=300)
+    tight = bayesmeta.fit(evidence, flat, num_warmup=500, num_samples=500)
     ranking = az.compare({"hierarchical": tree, "pooled": tight})
     assert ranking.index[0] == "hierarchical"
 
@@ -124,6 +106,17 @@ def test_arviz_draws_the_tree(tree):
     plt.close("all")
 
 
+def test_prior_draws_are_of_the_prior_and_ignore_the_answers(evidence):
+    drawn = bayesmeta.prior_predictive(evidence, num_samples=1000)
+    u = drawn["prior"]["u"].values
+    assert abs(u.std() / 1.5 - 1) < 5 / np.sqrt(2 * u.size)
+    assert drawn["prior"]["F"].dims == ("chain", "draw", "domain", "skill")
+    moved = evidence.copy(deep=True)
+    moved["gold"].values[:] = 3
+    again = bayesmeta.prior_predictive(moved, num_samples=1000)
+    xr.testing.assert_equal(again["prior_predictive"].dataset, drawn["prior_predictive"].dataset)
+
+
 def test_prediction_is_the_mixture_under_the_mean_strategy(tree, evidence):
     _, heldout = split(evidence)
     predicted = predict(tree, heldout)
@@ -134,13 +127,15 @@ def test_prediction_is_the_mixture_under_the_mean_strategy(tree, evidence):
         predicted["log_p"], scores.mix(predicted["weight"].values), atol=1e-6
     )
     assert (predicted["weight_lower"] <= predicted["weight"] + 1e-9).all()
-    gain = predicted["log_p"].values[:, 0] - mix(np.full((24, 3), 1 / 3), scores.log_p)[:, 0]
-    assert gain.mean() > 3 * gain.std() / np.sqrt(24)
+    gold = heldout["gold"].values[:, None]
+    even = mix(np.full((32, 3), 1 / 3), scores.log_p)
+    gain = np.take_along_axis(predicted["log_p"].values - even, gold, 1)
+    assert gain.mean() > 2 * gain.std() / np.sqrt(32)
 
 
 def test_unseen_domain_is_less_certain_than_seen_ones(tree, evidence):
     _, heldout = split(evidence)
-    moved = heldout.assign(domain=("task", np.array(["new"] * 24, object)))
+    moved = heldout.assign(domain=("task", np.array(["new"] * 32, object)))
     spread_new = strategy_draws(tree, moved).std(0).mean()
     spread_seen = strategy_draws(tree, heldout).std(0).mean()
     assert spread_new > 1.3 * spread_seen
@@ -180,7 +175,7 @@ def test_held_out_tasks_are_never_looked_at(evidence, tree):
     spoiled = evidence.copy(deep=True)
     out = spoiled["split"].values == "held_out"
     spoiled["gold"].values[out] = 3
-    again = bayesmeta.fit(spoiled, num_warmup=300, num_samples=300)
+    again = bayesmeta.fit(spoiled, num_warmup=500, num_samples=500)
     np.testing.assert_array_equal(again["posterior"]["mu"], tree["posterior"]["mu"])
 
 

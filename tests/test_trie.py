@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayesmeta.llm.trie import PackedTrie, common_prefix, pack, partition
@@ -20,6 +20,7 @@ def ancestors(trie: PackedTrie, sequences: list[list[int]]) -> np.ndarray:
     return mask
 
 
+@settings(deadline=None)
 @given(SEQUENCES)
 def test_every_distinct_prefix_is_one_node(sequences):
     trie = pack(sequences)
@@ -30,12 +31,14 @@ def test_every_distinct_prefix_is_one_node(sequences):
         assert trie.depth[path].tolist() == list(range(len(sequence)))
 
 
+@settings(deadline=None)
 @given(SEQUENCES)
 def test_mask_shows_each_node_its_ancestors_and_itself(sequences):
     trie = pack(sequences)
     np.testing.assert_array_equal(trie.attention_mask(), ancestors(trie, sequences))
 
 
+@settings(deadline=None)
 @given(SEQUENCES)
 def test_a_chain_is_recognised(sequences):
     trie = pack(sequences)
@@ -54,6 +57,7 @@ def group_cost(sequences, group, scale, overhead):
     return overhead + nodes + nodes**2 / scale
 
 
+@settings(deadline=None)
 @given(SEQUENCES, st.sampled_from([4.0, 20.0, 1000.0]), st.sampled_from([0.5, 3.0]))
 def test_partition_is_the_cheapest_contiguous_one(sequences, scale, overhead):
     sequences = sequences[:7]
@@ -75,6 +79,7 @@ def test_partition_is_the_cheapest_contiguous_one(sequences, scale, overhead):
     assert cost == pytest.approx(cheapest)
 
 
+@settings(deadline=None)
 @given(SEQUENCES, st.integers(1, 10))
 def test_groups_stay_within_the_limit_unless_one_sequence_does_not(sequences, limit):
     for group in partition(sequences, max_nodes=limit):

@@ -7,6 +7,7 @@ import io
 import os
 import pathlib
 import re
+import struct
 import typing
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,12 +18,19 @@ import torch
 import transformers
 
 from bayesmeta.llm.base import AbstractLLM, Quality, Sampling, Score, ScoreRequest, Trace
-from bayesmeta.llm.embedded import embedded_model_path, file_sha256, gguf_quantisation
+from bayesmeta.llm.embedded import (
+    GGUFError,
+    embedded_model_path,
+    file_sha256,
+    gguf_quantisation,
+)
 from bayesmeta.llm.onednn import use_onednn
 from bayesmeta.llm.sampling import Row, StopRule, forward_trie, sample_rows
 from bayesmeta.llm.trie import common_prefix, pack, partition
 
 _PROPER = Sampling()
+# What the readers of GGUF raise when a file ends early or says what it should not.
+_BROKEN_FILE = (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, struct.error)
 _USER, _ASSISTANT = "\u27eauser\u27eb", "\u27eaassistant\u27eb"
 
 
@@ -83,15 +91,29 @@ class LocalLLM(AbstractLLM):
         elif path.is_dir():
             quantisation, digest = "none", _folder_sha256(path)
             where, options, label = str(path), {"local_files_only": True}, path.resolve().name
+        elif path.is_absolute() or source.startswith((".", "~")):
+            raise FileNotFoundError(
+                f"No model at {source!r}: wanted a GGUF file, or a folder with config.json and "
+                "weights. Check the path."
+            )
         else:
             quantisation, digest = "none", ""
             where, options, label = source, {"revision": revision}, source
         remember = _gguf_read_once() if path.is_file() else contextlib.nullcontext()
-        with _quiet(), remember:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
-            self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                where, dtype=getattr(torch, dtype), **options
-            )
+        try:
+            with _quiet(), remember:
+                self._tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
+                self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                    where, dtype=getattr(torch, dtype), **options
+                )
+        except _BROKEN_FILE as error:
+            if not path.is_file():
+                raise
+            raise GGUFError(
+                f"{source!r} could not be read as a model ({path.stat().st_size} bytes): {error}. "
+                "It may be cut off (download it again), or of an architecture that transformers "
+                f"{transformers.__version__} cannot read from GGUF (give a folder instead)."
+            ) from error
         self._model.to(device).eval()
         use_onednn(self._model)
         digest = digest or str(getattr(self._model.config, "_commit_hash", None) or revision or "")
@@ -225,7 +247,7 @@ class LocalLLM(AbstractLLM):
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].prompt), rows[i].prompt))
         for first in range(0, len(order), self._batch_size):
             batch = [rows[i] for i in order[first : first + self._batch_size]]
-            sample_rows(self._model, batch, pack([row.prompt for row in batch]), rule, sampling)
+            sample_rows(self._model, batch, rule, sampling, max_nodes=self._max_nodes)
         return [Trace(row.text, row.log_prob, len(row.tokens), row.stopped) for row in rows]
 
     @torch.inference_mode()

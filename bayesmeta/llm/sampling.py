@@ -6,7 +6,7 @@ padded on the left, and all rows grow by one column per step.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from transformers import DynamicCache
 
 from bayesmeta.llm.base import Sampling
-from bayesmeta.llm.trie import PackedTrie
+from bayesmeta.llm.trie import PackedTrie, pack, partition
 
 
 class RowCache(DynamicCache):
@@ -50,24 +50,31 @@ class RowCache(DynamicCache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.filled
 
-    def spread(self, nodes: Int[torch.Tensor, "rows columns"], room: int) -> "RowCache":
-        """The cache of one row per path through this one's only row, with room to grow."""
-        cache = RowCache()
-        rows, cache.filled = nodes.shape
-        for pair in self.buffers:
-            grown = []
-            for tensor in pair:
-                _, heads, _, width = tensor.shape
-                buffer = tensor.new_zeros(rows, heads, cache.filled + room, width)
-                for row in range(rows):
-                    buffer[row, :, : cache.filled] = tensor[0, :, nodes[row]]
-                grown.append(buffer)
-            cache.buffers.append((grown[0], grown[1]))
-        return cache
+    def fill(
+        self,
+        prefill: "RowCache",
+        paths: Mapping[int, Int[np.ndarray, " length"]],
+        rows: int,
+        room: int,
+    ) -> None:
+        """Give some rows the keys and values on their paths through an evaluated trie.
+
+        Row ``i`` gets ``paths[i]``, ending at column ``self.filled``.
+        """
+        for layer, pair in enumerate(prefill.buffers):
+            if layer == len(self.buffers):
+                shape = (rows, pair[0].shape[1], self.filled + room)
+                keys, values = (tensor.new_zeros(*shape, tensor.shape[-1]) for tensor in pair)
+                self.buffers.append((keys, values))
+            for row, path in paths.items():
+                index = torch.from_numpy(path).to(pair[0].device)
+                for tensor, buffer in zip(pair, self.buffers[layer], strict=True):
+                    buffer[row, :, self.filled - len(path) : self.filled] = tensor[0, :, index]
 
     def keep(self, rows: Int[torch.Tensor, " kept"]) -> None:
         """Drop all other rows."""
-        self.buffers = [(keys[rows], values[rows]) for keys, values in self.buffers]
+        for layer, (keys, values) in enumerate(self.buffers):
+            self.buffers[layer] = (keys[rows], values[rows])
 
 
 def forward_trie(
@@ -126,7 +133,7 @@ def draw(
     mass = blocks.sum(-1).double()
     total = mass.sum(-1, keepdim=True)
     block, rest = _invert(mass, uniform[:, None] * total)
-    token, _ = _invert(blocks[torch.arange(len(probs)), block].double(), rest)
+    token, _ = _invert(blocks[torch.arange(len(probs), device=probs.device), block].double(), rest)
     return block * width + token
 
 
@@ -187,21 +194,32 @@ class StopRule:
         return row.stopped
 
 
-def sample_rows(
-    model: Any, rows: Sequence[Row], trie: PackedTrie, rule: StopRule, sampling: Sampling
-) -> None:
-    """Run all ``rows`` to their end, in place; ``trie.paths[i]`` is the prompt of ``rows[i]``."""
-    device = model.device
-    prefill = RowCache()
-    last = np.array([path[-1] for path in trie.paths])
-    ends, which = np.unique(last, return_inverse=True)
-    logits = forward_trie(model, trie, ends, prefill)[torch.from_numpy(which).to(device)]
+def prefill_rows(
+    model: Any, rows: Sequence[Row], room: int, max_nodes: int
+) -> tuple[RowCache, Float[torch.Tensor, "rows vocabulary"]]:
+    """The cache of all prompts, ending at one column, and the logits that follow each."""
+    prompts = [row.prompt for row in rows]
+    cache = RowCache()
+    cache.filled = max(map(len, prompts))
+    logits: dict[int, torch.Tensor] = {}
+    for group in partition(prompts, max_nodes=max_nodes):
+        trie = pack([prompts[i] for i in group])
+        ends, which = np.unique([path[-1] for path in trie.paths], return_inverse=True)
+        evaluated = RowCache()
+        following = forward_trie(model, trie, ends, evaluated)
+        logits.update((i, following[place]) for i, place in zip(group, which, strict=True))
+        cache.fill(evaluated, dict(zip(group, trie.paths, strict=True)), len(rows), room)
+    return cache, torch.stack([logits[i] for i in range(len(rows))])
 
-    lengths = [len(path) for path in trie.paths]
-    columns, steps = max(lengths), max(len(row.uniforms) for row in rows)
-    nodes = np.stack([np.pad(path, (columns - len(path), 0)) for path in trie.paths])
-    cache = prefill.spread(torch.from_numpy(nodes).to(device), steps)
-    del prefill
+
+def sample_rows(
+    model: Any, rows: Sequence[Row], rule: StopRule, sampling: Sampling, *, max_nodes: int = 1024
+) -> None:
+    """Run all ``rows`` to their end, in place."""
+    device = model.device
+    steps = max(len(row.uniforms) for row in rows)
+    cache, logits = prefill_rows(model, rows, steps, max_nodes)
+    lengths, columns = [len(row.prompt) for row in rows], cache.filled
     # Mask over columns, as large as it will ever be; padding stays hidden for good.
     hidden = torch.arange(columns + steps)[None] < columns - torch.tensor(lengths)[:, None]
     mask = torch.zeros(hidden.shape, dtype=model.dtype).masked_fill_(

@@ -84,15 +84,15 @@ def partition(
     sequences: Sequence[Sequence[int]],
     *,
     max_nodes: int = 1024,
-    attention_scale: float = 4000.0,
-    overhead: float = 32.0,
+    attention_scale: float = 1500.0,
+    overhead: float = 48.0,
 ) -> list[list[int]]:
     """Split sequences into groups, each to be packed as one trie, at the least total cost.
 
     One trie for everything would evaluate the fewest tokens, but attention costs the square of
     a trie's nodes. A trie of ``t`` nodes is taken to cost ``overhead + t + t**2 /
     attention_scale``, in units of one token through the dense layers; the defaults were measured
-    with a 135M-parameter model on two CPU cores and are otherwise arbitrary. Over groups that
+    with a model of 135M parameters on the CPU and are otherwise arbitrary. Over groups that
     are contiguous in sorted order, dynamic programming finds the minimum exactly.
 
     Args:

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import time
+from typing import Any
 
 import numpy as np
 from posterior_data import MU_SCALE, TAU_SCALE, W_SCALE, Simulation, simulate
@@ -21,7 +22,9 @@ NUM_CHAINS, NUM_WARMUP, NUM_SAMPLES = 2, 500, 500
 Posterior = dict[str, np.ndarray]
 
 
-def run_numpyro(data: Simulation, seed: int = 0, chain_method: str = "parallel") -> tuple[Posterior, float]:
+def run_numpyro(
+    data: Simulation, seed: int = 0, chain_method: str = "parallel"
+) -> tuple[Posterior, float]:
     """Plain NumPyro: one row a task, gradients by automatic differentiation.
 
     ``chain_method="parallel"`` needs two JAX devices: call `use_two_cpu_devices` before JAX starts.
@@ -34,16 +37,16 @@ def run_numpyro(data: Simulation, seed: int = 0, chain_method: str = "parallel")
 
     def model(log_likelihood, features, domain, contrast):
         num_features, free = features.shape[1], contrast.shape[1]
-        u = numpyro.sample("u", dist.Normal(0.0, MU_SCALE).expand([free]).to_event(1))
-        big_u = numpyro.sample(
+        u: Any = numpyro.sample("u", dist.Normal(0.0, MU_SCALE).expand([free]).to_event(1))
+        big_u: Any = numpyro.sample(
             "U", dist.Normal(0.0, W_SCALE).expand([free, num_features]).to_event(2)
         )
-        tau = numpyro.sample("tau_E", dist.HalfNormal(TAU_SCALE))
+        tau: Any = numpyro.sample("tau_E", dist.HalfNormal(TAU_SCALE))
         with numpyro.plate("domain", data.num_domains):
-            v = numpyro.sample("v", dist.Normal(0.0, 1.0).expand([free]).to_event(1))
-        mu = numpyro.deterministic("mu", contrast @ u)
-        w = numpyro.deterministic("W", contrast @ big_u)
-        delta = numpyro.deterministic("delta", tau * v @ contrast.T)
+            v: Any = numpyro.sample("v", dist.Normal(0.0, 1.0).expand([free]).to_event(1))
+        mu: Any = numpyro.deterministic("mu", contrast @ u)
+        w: Any = numpyro.deterministic("W", contrast @ big_u)
+        delta: Any = numpyro.deterministic("delta", tau * v @ contrast.T)
         with numpyro.plate("task", len(domain)):
             log_weights = jax.nn.log_softmax(mu + features @ w.T + delta[domain], axis=-1)
             numpyro.factor("O", jax.nn.logsumexp(log_weights + log_likelihood, axis=-1))
@@ -72,8 +75,9 @@ def run_numpyro(data: Simulation, seed: int = 0, chain_method: str = "parallel")
 def run_nutpie(data: Simulation, seed: int = 0) -> tuple[Posterior, float]:
     """PyMC, sampled by nutpie on its default (numba) backend, both chains at once."""
     import nutpie
-    import pymc as pm
+    import pymc
 
+    pm: Any = pymc  # its tensors' operators are beyond the type checker
     free, num_features = data.contrast.shape[1], data.features.shape[1]
     start = time.perf_counter()
     with pm.Model() as model:
@@ -99,7 +103,7 @@ def run_nutpie(data: Simulation, seed: int = 0) -> tuple[Posterior, float]:
     )
     seconds = time.perf_counter() - start
     posterior = trace["posterior"]
-    return {name: posterior[name].values for name in ("mu", "W", "delta", "tau_E")}, seconds
+    return {name: np.asarray(posterior[name]) for name in ("mu", "W", "delta", "tau_E")}, seconds
 
 
 def minimum_ess(posterior: Posterior) -> float:
@@ -131,7 +135,7 @@ PEERS = {"numpyro": run_numpyro, "nutpie": run_nutpie}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Measure one peer alone.")
     parser.add_argument("peer", choices=PEERS)
     parser.add_argument("--num-tasks", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
