@@ -16,13 +16,17 @@ from bayesmeta.evidence_join import split
 from bayesmeta.heldout import POSTERIOR, heldout_table, skills_matter
 from bayesmeta.metrics import Estimate
 from bayesmeta.model_graph import model_graph_svg
-from bayesmeta.posterior import encoding_of
+from bayesmeta.posterior import encoding_of, group
 from bayesmeta.prediction import predict
 from bayesmeta.report import Picture, standard_sections, write_report
 from bayesmeta.skill_scores import SkillScores, skill_scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+#: Quantities in the report's diagnostics: those that mixed worst. The posterior holds all.
+WORST = 15
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,7 +69,7 @@ def judge(posterior: xr.DataTree, evidence: xr.Dataset) -> Analysis:
             )
     beta = posterior.attrs["beta"]
     if beta == "infer":
-        beta = float(posterior["posterior"]["beta"].mean())
+        beta = float(group(posterior, "posterior")["beta"].mean())
     reflect, heldout = skill_scores(reflect_part, beta), skill_scores(heldout_part, beta)
     strategy = predict(posterior, heldout_part)["weight"].values
     return Analysis(
@@ -82,13 +86,13 @@ def diagnostics_table(posterior: xr.DataTree) -> pd.DataFrame:
     import arviz as az
 
     names = [n for n in ("u", "U", "tau_E", "v", "beta") if n in posterior["posterior"]]
-    return az.summary(posterior, var_names=names, round_to="none")
+    return pd.DataFrame(az.summary(posterior, var_names=names, round_to="none"))
 
 
 def result_figures(posterior: xr.DataTree, analysis: Analysis) -> dict[str, "Figure"]:
     """Caption -> figure, in reading order."""
-    group = posterior["posterior"]
-    strategies = group["F"].values.reshape((-1,) + group["F"].shape[2:])
+    draws = group(posterior, "posterior")
+    strategies = draws["F"].values.reshape((-1,) + draws["F"].shape[2:])
     heldout = analysis.heldout
     rows = analysis.table
     best = rows.index[rows["kind"].astype(str).str.startswith("baseline")][0]
@@ -100,8 +104,8 @@ def result_figures(posterior: xr.DataTree, analysis: Analysis) -> dict[str, "Fig
     curves[best] = metrics.calibration_curve(
         heldout.mix(all_strategies(analysis.reflect, heldout)[best]), heldout.gold
     )
-    domains = list(map(str, group["domain"].values))
-    skills = list(map(str, group["skill"].values))
+    domains = list(map(str, draws["domain"].values))
+    skills = list(map(str, draws["skill"].values))
     return {
         "Posterior strategy F in each domain: mean, 50 % and 90 % intervals.": (
             plots.strategy_weights(strategies, domains, skills)
@@ -149,7 +153,7 @@ def write_analysis(
         provenance=provenance(posterior, evidence),
         status=status,
         converged=posterior.attrs["status"] == "CONVERGED",
-        diagnostics=diagnostics_table(posterior),
+        diagnostics=diagnostics_table(posterior).sort_values("ess_bulk").head(WORST),
         heldout=analysis.table,
         reproduce="\n".join(reproduce),
         gain=analysis.gain,
@@ -171,7 +175,7 @@ def provenance(posterior: xr.DataTree, evidence: xr.Dataset) -> dict[str, object
     return {
         "language model": attrs["llm"],
         "evidence": f"{sizes['task']} tasks x {sizes['skill']} skills x {sizes['trace']} traces, "
-        f"hash {attrs['evidence_hash'][:12]}",
+        f"fitted part {attrs['evidence_hash'][:12]}",
         "prior": prior["name"],
         "beta": attrs["beta"],
         "engine": f"{attrs['setting_engine']}, seed {attrs['setting_rng_seed']}",

@@ -1,7 +1,7 @@
 """Evidence as the arrays that the Figure 2 model conditions on."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import xarray as xr
@@ -40,7 +40,7 @@ class Encoding:
             feature_scale=np.where(scale > 1e-12, scale, 1.0),
         )
 
-    def domain_index(self, domains: Sequence[str]) -> np.ndarray:
+    def domain_index(self, domains: Iterable[str]) -> np.ndarray:
         """[N] index of each domain, -1 for one that the model has not seen."""
         position = {name: index for index, name in enumerate(self.domain)}
         return np.array([position.get(str(d), -1) for d in domains], np.int32)

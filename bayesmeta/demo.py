@@ -1,12 +1,18 @@
 """`bayesmeta demo`: the whole way, from a language model to a judged posterior."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import xarray as xr
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+#: Tables and model output: no markup, no colours, no line breaks of the console's own.
+_PLAIN = {"markup": False, "highlight": False, "soft_wrap": True}
 
 #: Fresh tasks per family scored live: about a minute on 2 cores.
 FRESH_PER_FAMILY = 2
@@ -62,29 +68,27 @@ def run_demo(
 
     console.rule("Judge")
     analysis = judge(posterior, evidence)
-    console.print(format_table(analysis.table), markup=False, highlight=False)
-    console.print(explain(analysis.table), markup=False)
+    console.print(format_table(analysis.table), **_PLAIN)
+    console.print(explain(analysis.table), markup=False, highlight=False)
     gain, num_heldout = analysis.gain, analysis.heldout.num_tasks
     console.print(
         f"Skills matter by {gain.mean:.2f} ± {gain.standard_error:.2f} nats per held-out task "
         f"(oracle over skills minus best single skill, n={num_heldout}).",
-        markup=False,
-        highlight=False,
+        **_PLAIN,
     )
     curve = None
     if learning_curve_subsets:
         from bayesmeta.refit import refitted_learning_curve
 
-        console.print("\nLearning curve ...")
-        curve = refitted_learning_curve(
-            evidence,
-            float(posterior.attrs["beta"]),
-            num_subsets=learning_curve_subsets,
-            progress=lambda done, total: console.print(
-                f"  {done} of {total} fits", highlight=False
-            ),
-        )
-        console.print(format_curve(curve), markup=False, highlight=False)
+        console.print("\nLearning curve: the same with fewer reflect tasks ...")
+        with progress_bar(console) as progress:
+            curve = refitted_learning_curve(
+                evidence,
+                float(posterior.attrs["beta"]),
+                num_subsets=learning_curve_subsets,
+                progress=lambda done, total: progress(done, total, "fitting subsets"),
+            )
+        console.print(format_curve(curve), **_PLAIN)
     write_analysis(
         folder / "report.html", posterior, evidence, analysis, reproduce=REPRODUCE, curve=curve
     )
@@ -94,7 +98,7 @@ def run_demo(
         ("posterior.nc", "the posterior, for ArviZ"),
         ("evidence.nc", "everything the language model said"),
     ):
-        console.print(f"{folder / name}: {what}", markup=False, highlight=False)
+        console.print(f"{folder / name}: {what}", **_PLAIN)
 
 
 def _evidence(folder: Path, console: "Console", fresh_per_family: int) -> xr.Dataset:
@@ -125,14 +129,13 @@ def _evidence(folder: Path, console: "Console", fresh_per_family: int) -> xr.Dat
             )
         evidence = append(evidence, fresh)
         console.print("... joined to the recorded evidence of the same model and skills:")
-    console.print(summarise(evidence), markup=False, highlight=False)
+    console.print(summarise(evidence), **_PLAIN)
     return evidence
 
 
-def progress_bar(console: "Console"):
-    """Context manager giving a ``progress(done, total, message)`` callback drawn as a bar."""
-    import contextlib
-
+@contextlib.contextmanager
+def progress_bar(console: "Console") -> Iterator[Callable[[int, int, str], None]]:
+    """A ``progress(done, total, message)`` callback, drawn as a bar where there is a terminal."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -141,23 +144,19 @@ def progress_bar(console: "Console"):
         TimeRemainingColumn,
     )
 
-    @contextlib.contextmanager
-    def bar():
-        columns = (
-            TextColumn("{task.description:28}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
-            job = shown.add_task("loading", total=None)
+    columns = (
+        TextColumn("{task.description:28}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+        job = shown.add_task("loading", total=None)
 
-            def report(done: int, total: int, message: str) -> None:
-                shown.update(job, completed=done, total=total, description=message)
+        def report(done: int, total: int, message: str) -> None:
+            shown.update(job, completed=done, total=total, description=message)
 
-            yield report
-
-    return bar()
+        yield report
 
 
 def _print_diagnostics(posterior, table, console: "Console") -> None:
@@ -166,28 +165,26 @@ def _print_diagnostics(posterior, table, console: "Console") -> None:
     console.print(
         f"{attrs['status']}: {attrs['status_detail']} beta={attrs['beta']:.3g}, "
         f"{attrs['seconds']:.0f} s.",
-        markup=False,
-        highlight=False,
+        **_PLAIN,
     )
     console.print("The quantities that mixed worst:")
-    console.print(worst.to_string(float_format=lambda v: f"{v:.3g}"), markup=False, highlight=False)
+    console.print(worst.to_string(float_format=lambda v: f"{v:.3g}"), **_PLAIN)
 
 
-def format_curve(curve) -> str:
-    """The learning curve as text: log score per size, and the posterior's lead with its error."""
-    import pandas as pd
+def format_curve(curve: pd.DataFrame) -> str:
+    """The learning curve as text: log scores by size, then the posterior's lead with its error."""
 
-    lines = pd.DataFrame(
-        {
-            size: {
-                row["method"]: f"{row['log_score']:.3f} ({row['diff']:+.3f} ± {row['diff_se']:.3f})"
-                for _, row in part.iterrows()
-            }
+    def table(cell: Callable[[pd.Series], str]) -> str:
+        columns = {
+            size: {row["method"]: cell(row) for _, row in part.iterrows()}
             for size, part in curve.groupby("size")
         }
+        return pd.DataFrame(columns).to_string()
+
+    scores = table(lambda row: f"{row['log_score']:.3f}")
+    leads = table(lambda row: f"{row['diff']:+.3f} ± {row['diff_se']:.3f}")
+    return (
+        "Held-out log score in nats per task, by reflect tasks per domain "
+        f"(mean over {int(curve['num_subsets'].max())} random subsets):\n{scores}\n"
+        f"Posterior minus each method (± standard error over subsets):\n{leads}"
     )
-    head = (
-        "Held-out log score, nats per task, by reflect tasks per domain "
-        "(in brackets: posterior minus this method, ± standard error over subsets)"
-    )
-    return f"{head}\n{lines.to_string()}"

@@ -27,7 +27,8 @@ def diagnostic_figures(
       num_pairs: quantities in the pair picture.
 
     Returns:
-      Figures by name: ``trace``, ``rank``, ``pair`` (divergent draws marked), and ``energy``
+      Figures by name: ``trace``, ``rank`` (with two chains or more), ``pair`` (divergent draws
+      marked), and ``energy``
       where the energy was recorded.
     """
     import arviz as az
@@ -48,14 +49,15 @@ def diagnostic_figures(
             backend="matplotlib",
             figure_kwargs={"figsize": (11, 1.5 * len(traced) + 0.6)},
         ),
-        "rank": az.plot_rank(
+    }
+    if worst.sizes["chain"] > 1:  # ranks compare chains
+        plots["rank"] = az.plot_rank(
             tree,
             var_names=traced,
             backend="matplotlib",
             col_wrap=3,
             figure_kwargs={"figsize": (11, 2.4 * -(-len(traced) // 3) + 0.6)},
-        ),
-    }
+        )
     if len(names) > 1:
         pair_names = names[:num_pairs]
         side = 2.5 * len(pair_names)

@@ -40,6 +40,7 @@ def fit(
       ``status`` says whether to believe it; ask `bayesmeta.posterior.check_converged`.
     """
     from bayesmeta.arrays import Encoding, figure2_data
+    from bayesmeta.evidence_io import content_hash
     from bayesmeta.models.figure2 import HIERARCHICAL, HIERARCHICAL_BETA, figure2
     from bayesmeta.posterior import to_datatree
     from bayesmeta.temperature import choose_beta
@@ -77,6 +78,7 @@ def fit(
             "model": "figure2",
             "prior": prior.to_json(),
             "beta": "infer" if infer_beta else fixed_beta,
+            "evidence_hash": content_hash(reflect),
         },
     )
 

@@ -60,7 +60,7 @@ def observe(
       progress: called as ``progress(done, total, message)`` with counts of (task, skill) cells.
       on_error: what to do when the model refuses one cell, such as for a prompt longer than its
         context: ``"raise"``, or ``"skip"`` to leave the cell unobserved and list it in the
-        attribute ``skipped`` as JSON.
+        attribute ``skipped`` as JSON. A task refused under every skill is left out and listed.
 
     Returns:
       Evidence as in `bayesmeta.evidence`: log-likelihoods in nats over (task, skill, trace,
@@ -183,7 +183,11 @@ def _evidence(
     scores = (row for cell in finished.values() if cell for row in cell["log_likelihood"])
     if any(score == float("-inf") for row in scores for score in row):
         attrs["allow_neg_inf"] = 1  # the model itself calls a candidate impossible
-    return assemble(tasks, [skill.name for skill in skills], finished, attrs=attrs)
+    # A task that no skill could be tried on says nothing; `skipped` names it.
+    tried = {cell.task.id for cell in cells if cell.failure is None}
+    kept = [task for task in tasks if task.id in tried]
+    finished = {key: cell for key, cell in finished.items() if key[0] in tried}
+    return assemble(kept, [skill.name for skill in skills], finished, attrs=attrs)
 
 
 def _packages() -> dict[str, str]:

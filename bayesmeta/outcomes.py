@@ -32,7 +32,7 @@ def skill_predictive(evidence: xr.Dataset, beta: float = 1.0) -> np.ndarray:
     scores, log_trace_weight = trace_scores(evidence)
     per_trace = log_softmax(beta * scores, axis=-1)
     with np.errstate(divide="ignore"):
-        table = logsumexp(per_trace + log_trace_weight[..., None], axis=2)
+        table = np.asarray(logsumexp(per_trace + log_trace_weight[..., None], axis=2))
     table = np.where(candidate_mask(evidence)[:, None, :], table, -np.inf)
     return np.where(skill_mask(evidence)[:, :, None], table, np.nan)
 

@@ -46,7 +46,7 @@ def to_datatree(
       model, model_args: the program and the arrays it was fitted to.
       evidence: the tasks that were fitted, for coordinates and hashes.
       encoding: names of skills, domains and features.
-      attributes: what identifies the model: ``model``, ``prior``, ``beta``.
+      attributes: what identifies the fit: ``model``, ``prior``, ``beta``, ``evidence_hash``.
     """
     import arviz as az
     import jax
@@ -97,7 +97,6 @@ def to_datatree(
         "status_detail": result.status.detail,
         "diagnostics": json.dumps(result.status.diagnostics, sort_keys=True),
         "seconds": result.seconds,
-        "evidence_hash": str(evidence.attrs.get("content_hash", "")),
         "llm": str(evidence.attrs.get("model", "")),
         "device": jax.devices()[0].platform,
         "packages": json.dumps({p: importlib.metadata.version(p) for p in _PACKAGES}),
@@ -122,7 +121,11 @@ def save_posterior(tree: xr.DataTree, path: str | Path) -> None:
     """Write a posterior to netCDF, atomically."""
     # HDF5 itself must not meet a full disk: it can take the process down. Bytes can.
     image = bytes(tree.to_netcdf(engine="h5netcdf"))
-    atomic_write(Path(path), lambda part: part.write_bytes(image))
+    atomic_write(Path(path), lambda part: _write(part, image))
+
+
+def _write(part: Path, image: bytes) -> None:
+    part.write_bytes(image)
 
 
 def load_posterior(path: str | Path) -> xr.DataTree:
@@ -149,9 +152,14 @@ def load_posterior(path: str | Path) -> xr.DataTree:
     return tree
 
 
+def group(tree: xr.DataTree, name: str) -> xr.Dataset:
+    """One group of the tree as a plain dataset."""
+    return tree.children[name].to_dataset()
+
+
 def encoding_of(tree: xr.DataTree) -> Encoding:
     """The encoding that the posterior was fitted with."""
-    posterior, constant = tree["posterior"], tree["constant_data"]
+    posterior, constant = group(tree, "posterior"), group(tree, "constant_data")
     return Encoding(
         skill=tuple(map(str, posterior["skill"].values)),
         domain=tuple(map(str, posterior["domain"].values)),

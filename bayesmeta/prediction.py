@@ -5,7 +5,7 @@ import xarray as xr
 from scipy.special import logsumexp, softmax
 
 from bayesmeta.outcomes import skill_mask, skill_predictive
-from bayesmeta.posterior import check_converged, encoding_of
+from bayesmeta.posterior import check_converged, encoding_of, group
 
 
 def predict(
@@ -70,7 +70,7 @@ def mix(weights: np.ndarray, table: np.ndarray) -> np.ndarray:
     """
     table = np.where(np.isnan(table), -np.inf, table)
     with np.errstate(divide="ignore"):
-        return logsumexp(np.log(weights)[:, :, None] + table, axis=1)
+        return np.asarray(logsumexp(np.log(weights)[:, :, None] + table, axis=1))
 
 
 def strategy_draws(
@@ -78,9 +78,9 @@ def strategy_draws(
 ) -> np.ndarray:
     """Posterior draws of the strategy w_n, [draws, N, K], thinned to at most ``max_draws``."""
     encoding = encoding_of(posterior)
-    group = posterior["posterior"]
+    sites = group(posterior, "posterior")
     stacked = {
-        name: group[name].values.reshape((-1,) + group[name].shape[2:])
+        name: sites[name].values.reshape((-1,) + sites[name].shape[2:])
         for name in ("mu", "W", "delta", "tau_E")
     }
     keep = np.linspace(0, len(stacked["mu"]) - 1, min(max_draws, len(stacked["mu"]))).astype(int)
@@ -102,7 +102,7 @@ def strategy_draws(
 
 def _tempered(posterior: xr.DataTree, evidence: xr.Dataset, weights: np.ndarray):
     """Average over draws of (strategy, beta) jointly; the table is at the posterior mean beta."""
-    betas = posterior["posterior"]["beta"].values.reshape(-1)
+    betas = group(posterior, "posterior")["beta"].values.reshape(-1)
     keep = np.linspace(0, len(betas) - 1, len(weights)).astype(int)
     picks = np.linspace(0, len(keep) - 1, min(len(keep), 200)).astype(int)
     draws = [mix(weights[i], skill_predictive(evidence, float(betas[keep[i]]))) for i in picks]

@@ -223,7 +223,11 @@ def standard_sections(
         Section("What was learned", list(pictures)),
         Section(
             "Did the sampler converge?",
-            [Notice(status, good=converged), Table.of(diagnostics), *diagnostic_pictures],
+            [
+                Notice(status, good=converged),
+                Table.of(diagnostics, caption="The quantities that mixed worst."),
+                *diagnostic_pictures,
+            ],
         ),
     ]
     if model_graph:

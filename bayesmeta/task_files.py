@@ -7,11 +7,11 @@ import io
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from bayesmeta.atomic import atomic_write
 from bayesmeta.distractors import candidate_set, distract
 from bayesmeta.families import assign_splits
 from bayesmeta.features import question_features
@@ -131,16 +131,12 @@ def write_tasks(tasks: Iterable[Task], path: str | os.PathLike[str]) -> None:
         text = buffer.getvalue()
     else:
         text = "".join(_dumps(row) + "\n" for row in rows)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    content = text.encode()
+
+    def write(part: Path) -> None:
+        part.write_bytes(content)
+
+    atomic_write(path, write)
 
 
 def _dumps(value: object) -> str:

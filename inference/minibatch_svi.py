@@ -54,8 +54,9 @@ def minibatch_svi(
         batches, pytrees that all have one structure and the same shapes. The mean over an epoch
         of the program's log density must be the log density given all data: every task in one
         batch, its log likelihood multiplied by the number of batches, N/B where B divides N.
-        Short batches are padded by tasks of weight zero. It is called once more at the start,
-        for one batch, and once at the end.
+        Short batches are padded by tasks of weight zero; let them be about equally long, since
+        the first is where the fit starts. It is called once more at the start, for one batch,
+        and once at the end.
       shared: further arguments, the same for all batches.
       num_epochs: passes over the data that take gradient steps.
       rng_seed: fixes everything, the order of batches included.
@@ -144,13 +145,16 @@ def _place(loc, precision, noise):
 def _surplus(target, arrays, z, noise, root):
     """Log density [draw], and its gradient minus the guide's [draw, size], whitened."""
     values, slopes = target.slopes(jnp.asarray(z, target.centre.dtype), arrays)
-    whitened = solve_triangular(root, slopes.astype(np.float64).T, lower=True).T
+    slopes = slopes.astype(np.float64)
+    whitened = solve_triangular(root, slopes.T, lower=True, check_finite=False).T
     return values.astype(np.float64), whitened + noise
 
 
 def _step(target, arrays, loc, precision, noise, rho, guide):
     z, root = _place(loc, precision, noise)
     _, surplus = _surplus(target, arrays, z, noise, root)
+    if not np.isfinite(surplus).all():
+        return loc, precision  # nothing to learn here; if it never ends, the check says so
     # What the batch's precision exceeds the guide's by, in coordinates where the guide's is 1.
     excess = -surplus.T @ noise / len(noise)
     if guide == "diagonal":
@@ -158,9 +162,11 @@ def _step(target, arrays, loc, precision, noise, rho, guide):
     values, vectors = np.linalg.eigh((excess + excess.T) / 2)
     # A precision cannot fall below 0, so no average over batches falls faster than this.
     values = np.maximum(1.0 + rho * values, 1.0 - rho)
-    move = vectors @ ((vectors.T @ surplus.mean(0)) / values)
+    move = rho * vectors @ ((vectors.T @ surplus.mean(0)) / values)
+    # One batch of very many may lie far off, where its quadratic model no longer holds.
+    move *= min(1.0, np.sqrt(move.size) / max(np.linalg.norm(move), 1e-300))
     axes = root @ vectors
-    return loc + rho * solve_triangular(root, move, lower=True, trans="T"), (axes * values) @ axes.T
+    return loc + solve_triangular(root, move, lower=True, trans="T"), (axes * values) @ axes.T
 
 
 def _compare(target, batches, loc, precision, noise):

@@ -5,7 +5,7 @@ import numpy as np
 
 def pareto_smooth(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
     """Smoothed log weights [S] that sum to one, and Pareto k-hat, from log ratios [S] in nats."""
-    from arviz_stats.base import array_stats
+    from arviz_stats.base.array import array_stats
 
     finite = np.isfinite(log_ratios)
     if finite.sum() < 25:

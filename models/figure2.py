@@ -17,7 +17,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
+import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int
 
 from bayesmeta.models.contrasts import contrast
@@ -88,20 +90,18 @@ def figure2(data: Figure2Data, prior: Prior = HIERARCHICAL) -> None:
     B = jnp.asarray(domain_basis(data.num_domains), data.x.dtype)
 
     # Theta_I, the internal view.
-    u = numpyro.sample("u", prior["u"].distribution().expand([num_skills - 1]).to_event(1))
-    U = numpyro.sample(
-        "U", prior["U"].distribution().expand([num_skills - 1, num_features]).to_event(2)
-    )
-    mu = numpyro.deterministic("mu", C @ u)
-    W = numpyro.deterministic("W", C @ U)
+    u = draw("u", prior["u"].distribution().expand([num_skills - 1]).to_event(1))
+    U = draw("U", prior["U"].distribution().expand([num_skills - 1, num_features]).to_event(2))
+    mu, W = C @ u, C @ U
+    numpyro.deterministic("mu", mu)
+    numpyro.deterministic("W", W)
 
     # Theta_E, the external view of each domain.
-    tau_E = numpyro.sample("tau_E", prior["tau_E"].distribution())
-    v = numpyro.sample(
-        "v",
-        prior["v"].distribution(tau_E=tau_E).expand([B.shape[1], num_skills - 1]).to_event(2),
-    )
-    delta = numpyro.deterministic("delta", B @ v @ C.T)
+    tau_E = draw("tau_E", prior["tau_E"].distribution())
+    v_prior = prior["v"].distribution(tau_E=tau_E)
+    v = draw("v", v_prior.expand([B.shape[1], num_skills - 1]).to_event(2))
+    delta = B @ v @ C.T
+    numpyro.deterministic("delta", delta)
 
     # F, the strategy.
     numpyro.deterministic("F", jax.nn.softmax(mu + delta, -1))
@@ -112,13 +112,18 @@ def figure2(data: Figure2Data, prior: Prior = HIERARCHICAL) -> None:
     # O, the outcome, with skill and traces summed out.
     log_p, log_likelihood = data.log_p, data.log_likelihood
     if "beta" in prior.sites:
-        beta = numpyro.sample("beta", prior["beta"].distribution())
+        beta = draw("beta", prior["beta"].distribution())
         log_p = temper(beta, data)
         log_likelihood = jnp.take_along_axis(log_p, data.gold[None, None, :], 0)[0]
     with numpyro.plate("task", data.gold.shape[0]):
         numpyro.sample(
             "O", LLMCategorical(logits, log_p, log_likelihood, data.scale), obs=data.gold
         )
+
+
+def draw(name: str, distribution: dist.Distribution) -> Array:
+    """``numpyro.sample``, whose result is an array and nothing else."""
+    return jnp.asarray(numpyro.sample(name, distribution))
 
 
 def temper(beta: Array, data: Figure2Data) -> Float[Array, "candidate skill task"]:
@@ -136,8 +141,8 @@ def temper(beta: Array, data: Figure2Data) -> Float[Array, "candidate skill task
     return jax.nn.logsumexp(per_trace + data.log_trace_weight, axis=1)
 
 
-def domain_basis(num_domains: int) -> Float[Array, "domain coordinate"]:
+def domain_basis(num_domains: int) -> Float[np.ndarray, "domain coordinate"]:
     """Identity, or a zero-sum contrast where domains are too few to learn their mean apart."""
     if 1 < num_domains < ZERO_SUM_BELOW:
         return contrast(num_domains)
-    return jnp.eye(num_domains)
+    return np.eye(num_domains)

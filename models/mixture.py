@@ -6,6 +6,8 @@ p(o | n, k) of outcome o under skill k, the latent skill is summed out:
     log p(o_n) = logsumexp_k(log w_nk + log p(o_n | n, k)).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -90,7 +92,7 @@ class LLMCategorical(Distribution):
         log_weights = jax.nn.log_softmax(self.logits, 0)
         return jax.nn.logsumexp(log_weights + self.log_p, axis=1)
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         return jax.random.categorical(
             key, self.candidate_log_probs(), axis=0, shape=sample_shape + self.batch_shape
         )

@@ -71,9 +71,11 @@ def test_calibration_learning_curve_and_differences_show_their_numbers():
     text = text_of(plots.heldout_differences(table))
     assert "router" in text and "oracle over skills (bound)" in text
 
-    lines = learning_curve(
-        REFLECT, HELD_OUT, no_pooling, (2, 4), 2, methods={"uniform mixture": uniform}
-    )
+    def fit_predict(subsets):
+        return [no_pooling(REFLECT.take(tasks), HELD_OUT) for tasks in subsets]
+
+    methods = {"uniform mixture": uniform}
+    lines = learning_curve(REFLECT, HELD_OUT, fit_predict, (2, 4), 2, methods=methods)
     text = text_of(plots.learning_curve(lines))
     assert "uniform mixture" in text and "reflect tasks per domain" in text
 

@@ -127,10 +127,22 @@ def test_prediction_is_the_mixture_under_the_mean_strategy(tree, evidence):
         predicted["log_p"], scores.mix(predicted["weight"].values), atol=1e-6
     )
     assert (predicted["weight_lower"] <= predicted["weight"] + 1e-9).all()
-    gold = heldout["gold"].values[:, None]
-    even = mix(np.full((32, 3), 1 / 3), scores.log_p)
-    gain = np.take_along_axis(predicted["log_p"].values - even, gold, 1)
-    assert gain.mean() > 2 * gain.std() / np.sqrt(32)
+
+
+def test_prediction_beats_the_uniform_mixture_on_new_tasks(tree):
+    fresh = planted_evidence(num_tasks=400, seed=1)
+    scores = skill_scores(fresh)
+    even = mix(np.full((400, 3), 1 / 3), scores.log_p)
+    gain = np.take_along_axis(
+        predict(tree, fresh)["log_p"].values - even, fresh["gold"].values[:, None], 1
+    )
+    assert gain.mean() > 3 * gain.std() / np.sqrt(400)
+    wrong = planted_evidence(num_tasks=400, seed=1)
+    wrong = wrong.assign(domain=("task", np.roll(wrong["domain"].values, 1)))
+    loss = np.take_along_axis(
+        predict(tree, wrong)["log_p"].values - even, fresh["gold"].values[:, None], 1
+    )
+    assert loss.mean() < gain.mean() - 3 * (loss - gain).std() / np.sqrt(400)
 
 
 def test_unseen_domain_is_less_certain_than_seen_ones(tree, evidence):

@@ -159,8 +159,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(task_files.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        OSError, match="disk or the quota is full. The file that was there is unchanged"
+    ):
         write_tasks(make_tasks(["gcd"], 2), path)
     assert path.read_text() == GOOD and os.listdir(tmp_path) == ["tasks.jsonl"]
 

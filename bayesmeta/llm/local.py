@@ -82,6 +82,7 @@ class LocalLLM(AbstractLLM):
         if dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}.")
         self._batch_size = batch_size
+        options: dict[str, Any]
         source = str(embedded_model_path() if model is None else model)
         path = pathlib.Path(source)
         if path.suffix == ".gguf" or path.is_file():

@@ -1,8 +1,8 @@
 """Float32 linear layers through oneDNN on the CPU.
 
 torch sends float32 matrix products to MKL, which does not use AVX-512 on processors that are not
-Intel's; oneDNN does, and keeps its weights in a blocked layout besides. On two cores of an AMD
-EPYC this made the embedded model 2.4 times as fast, in scoring and in sampling.
+Intel's; oneDNN does, and keeps its weights in a blocked layout besides. On an AMD EPYC the matrix
+products became 2.4 times as fast, and scoring and sampling with the embedded model about twice.
 """
 
 from typing import Any

@@ -11,6 +11,7 @@ the seconds per epoch by size.
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -75,13 +76,14 @@ class Stream:
         from bayesmeta.arrays import Encoding
 
         self.shards = [evidence.open_lazy(path) for path in sorted(folder.glob("*.nc"))]
-        self.blocks = [
-            (shard, start, min(start + BLOCK, shard.sizes["task"]))
-            for shard in self.shards
-            for start in range(0, shard.sizes["task"], BLOCK)
-        ]
+        self.blocks = []
+        for shard in self.shards:
+            # Blocks of about one size: a short one would be a poor place to start from.
+            rows = shard.sizes["task"]
+            ends = np.linspace(0, rows, -(-rows // BLOCK) + 1).astype(int)
+            self.blocks += [(shard, *pair) for pair in zip(ends[:-1], ends[1:], strict=True)]
         self.size = sum(shard.sizes["task"] for shard in self.shards)
-        self.width = min(BLOCK, self.size)
+        self.width = max(stop - start for _, start, stop in self.blocks)
         features = np.concatenate([shard["features"].values for shard in self.shards])
         self.encoding = Encoding(
             skill=tuple(map(str, self.shards[0]["skill"].values)),
@@ -182,10 +184,14 @@ def main() -> None:
     print("    tasks | s per epoch | epochs | total s | peak GB | MB on disk | status", flush=True)
     for size in sorted(options.sizes):
         with tempfile.TemporaryDirectory() as folder:
+            # The guide's matrices are small: threads of BLAS would only wait for each other.
+            environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
             child = [sys.executable, __file__, "--folder", folder]
             subprocess.run([*child, "--write", str(size)], check=True)
             on_disk = sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6
-            done = subprocess.run([*child, "--fit"], check=True, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(
+                [*child, "--fit"], check=True, stdout=subprocess.PIPE, text=True, env=environment
+            )
         row = found[size] = json.loads(done.stdout.splitlines()[-1])
         print(
             f"{size:9,d} | {row['seconds_per_epoch']:11.3f} | {row['num_epochs']:6d} | "

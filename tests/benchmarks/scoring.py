@@ -75,7 +75,9 @@ def lm_eval_scorer(llm: LocalLLM, batch_size: int) -> Callable[[list[ScoreReques
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    peer = HFLM(
+    # Its decorators hide the signature from type checkers.
+    backend: Any = HFLM
+    peer = backend(
         pretrained=llm._model, tokenizer=llm._tokenizer, batch_size=batch_size, device="cpu"
     )
 
