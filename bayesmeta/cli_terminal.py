@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -199,10 +200,21 @@ def interruptible[T](work: Callable[[], T]) -> T:
         except BaseException as error:
             failures.append(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
+    # The handler only takes note. An exception raised from a handler can surface in a finaliser or
+    # a callback that happens to run, and be swallowed there.
+    asked = threading.Event()
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, lambda *_: asked.set()) if in_main else None
+    try:
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while thread.is_alive() and not asked.is_set():
+            thread.join(0.2)
+    finally:
+        if in_main:
+            signal.signal(signal.SIGINT, before)
+    if asked.is_set():
+        raise KeyboardInterrupt
     if failures:
         raise failures[0]
     return results[0]

@@ -49,14 +49,18 @@ class Laplace:
 
         Returns:
           Mode [size]; lower triangular axes L [size, size], the covariance being L L^T; and c
-          [group], 1 - var(v) / tau^2 at the mode: 1 where data decide an effect, 0 where the prior
-          does.
+          [group], the share of each effect's precision that data supply: 1 where they decide it,
+          0 where the prior does. Taken at a small tau, one standard deviation of log tau below its
+          mode, because that is where a funnel that is centred too much gets narrow.
 
         Raises:
           LaplaceError: the covariance is not positive definite.
         """
         tau, centring = np.exp(self.mode[scale]), np.ones(self.mode.size)
-        centring[group] = np.clip(1 - self.conditional_variance[group] / tau**2, 0, 1)
+        # Data have (tau^2 / var - 1) times the precision of the prior, which is 1 / tau^2.
+        odds = np.maximum(tau**2 / self.conditional_variance[group] - 1, 0)
+        odds *= np.exp(-2 * np.sqrt(self.covariance[scale, scale]))
+        centring[group] = odds / (1 + odds)
         mode = self.mode * tau ** (centring - 1)
         jacobian = np.diag(tau ** (centring - 1))
         jacobian[:, scale] += (centring - 1) * mode

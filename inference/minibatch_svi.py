@@ -139,7 +139,7 @@ def minibatch_svi(
 def _place(loc, precision, noise):
     """Draws [draw, size] of the guide from standard normal noise, and the root of precision."""
     root = np.linalg.cholesky(precision)
-    return loc + solve_triangular(root, noise.T, lower=True, trans="T").T, root
+    return loc + solve_triangular(root, noise.T, lower=True, trans=1).T, root
 
 
 def _surplus(target, arrays, z, noise, root):
@@ -160,13 +160,13 @@ def _step(target, arrays, loc, precision, noise, rho, guide):
     if guide == "diagonal":
         excess = np.diag(np.diag(excess))
     values, vectors = np.linalg.eigh((excess + excess.T) / 2)
-    # A precision cannot fall below 0, so no average over batches falls faster than this.
-    values = np.maximum(1.0 + rho * values, 1.0 - rho)
+    # Keeps the precision positive while steps are long; where they are short it would be a bias.
+    values = np.maximum(1.0 + rho * values, 0.5)
     move = rho * vectors @ ((vectors.T @ surplus.mean(0)) / values)
     # One batch of very many may lie far off, where its quadratic model no longer holds.
     move *= min(1.0, np.sqrt(move.size) / max(np.linalg.norm(move), 1e-300))
     axes = root @ vectors
-    return loc + solve_triangular(root, move, lower=True, trans="T"), (axes * values) @ axes.T
+    return loc + solve_triangular(root, move, lower=True, trans=1), (axes * values) @ axes.T
 
 
 def _compare(target, batches, loc, precision, noise):

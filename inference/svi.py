@@ -70,12 +70,12 @@ def svi(
     start = time.perf_counter()
     key_init, key_noise, key_draw = jax.random.split(jax.random.key(rng_seed), 3)
     target = Target.of(reparametrise(model, decenter, gaussianise), model_args, key_init)
-    guide = choose_guide(guide, target.size)
+    family_name = choose_guide(guide, target.size)
     arrays = array_leaves(model_args)
     family, params, gain = fit_guide(
         target,
         arrays,
-        guide,
+        family_name,
         key_noise,
         num_steps=num_steps,
         num_particles=max(num_particles, 8 * target.size),
@@ -91,7 +91,7 @@ def svi(
         seconds=time.perf_counter() - start,
         settings={
             "engine": "svi",
-            "guide": guide,
+            "guide": family_name,
             "rng_seed": rng_seed,
             "num_steps": num_steps,
             "num_samples": num_samples,

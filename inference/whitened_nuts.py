@@ -4,8 +4,8 @@ Three things make hierarchical models with thousands of tasks slow to sample, an
 remedy here, none of which changes the posterior:
 
 * correlated parameters: x = mode + L z, where L L^T is the Laplace covariance;
-* the funnel of group effects and their scale: each effect is centred by c = 1 - var(v) / tau^2,
-  the share of it that the data decide (Papaspiliopoulos, Roberts & Skold 2007; Gorinova, Moore &
+* the funnel of group effects and their scale: each effect is centred by c, the share of its
+  precision that the data supply (Papaspiliopoulos, Roberts & Skold 2007; Gorinova, Moore &
   Hoffman 2020). Rich groups come out centred, poor ones not;
 * compilation: warm-up, draws and deterministic sites are one XLA program, compiled in a thread
   while the mode is sought.

@@ -16,14 +16,13 @@ from bayesmeta.inference.whitened_nuts import whitened_nuts
 from bayesmeta.models.figure2 import HIERARCHICAL, figure2
 from bayesmeta.models.prior import SitePrior
 
-#: Means over all entries of a site are compared, so few comparisons are made; 4 Monte Carlo
-#: standard errors is a false alarm of 6e-5 each.
+#: Monte Carlo standard errors: a false alarm of 6e-5 for each of the few quantities compared.
 Z = 4.0
 
 
 @pytest.fixture(scope="module")
 def data():
-    return simulate_figure2(np.random.default_rng(3), num_tasks=200)[0]
+    return simulate_figure2(np.random.default_rng(3), num_tasks=100)[0]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,7 @@ def test_agrees_with_plain_nuts(fitted, reference):
 
 def test_another_prior_is_noticed(data, reference):
     wrong = HIERARCHICAL.replace("wrong", tau_E=SitePrior("HalfNormal", {"scale": 2.0}))
-    result = whitened_nuts(figure2, data, wrong, num_chains=4, num_samples=1000)
+    result = whitened_nuts(figure2, data, wrong, num_chains=2, num_samples=1000)
     assert largest_z(result, reference) > Z
 
 
@@ -124,15 +123,15 @@ def other_scale(y):
 )
 def test_steps_aside_and_says_why(program, reason):
     y = jnp.array([1.0, -0.5, 2.0])
-    result = whitened_nuts(program, y, num_chains=2, num_warmup=100, num_samples=100, rng_seed=1)
+    result = whitened_nuts(program, y, num_chains=2, num_warmup=50, num_samples=50, rng_seed=1)
     assert reason in str(result.settings["fallback"])
     assert result.settings["engine"] == "whitened_nuts"
     plain = nuts(
         program,
         y,
         num_chains=2,
-        num_warmup=100,
-        num_samples=100,
+        num_warmup=50,
+        num_samples=50,
         rng_seed=1,
         target_accept=0.9,
         decenter=("v",),

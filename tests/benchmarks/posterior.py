@@ -3,8 +3,9 @@
 Run: python tests/benchmarks/posterior.py [--seeds 11 12 13]. Needs the extra bench.
 One data set of 4,000 tasks, 6 skills, 8 domains and 4 features is fitted by the engine
 ``whitened_nuts`` on the package's own `figure2` program, by plain NumPyro and by PyMC with nutpie,
-all in 32 bit, with two chains, 500 warm-up steps and 500 draws each. Every fit runs in a
-fresh process; tools take turns, so that whatever else the machine does falls on all alike.
+with two chains, 500 warm-up steps and 500 draws each; JAX in 32 bit, nutpie in 64, its default.
+Every fit runs in a fresh process; tools take turns, so that whatever else the machine does falls on
+all alike.
 Seconds are those a user waits after the imports, model building, compilation and (for our engine)
 convergence diagnostics included. ESS is ArviZ's bulk value, the smallest over all entries of mu, W,
 delta and tau_E. nutpie is slow enough that one seed must do.

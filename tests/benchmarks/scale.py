@@ -169,7 +169,7 @@ def fit(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--write", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--fit", action="store_true", help=argparse.SUPPRESS)
