@@ -11,9 +11,6 @@ import xarray as xr
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Tables and model output: no markup, no colours, no line breaks of the console's own.
-_PLAIN = {"markup": False, "highlight": False, "soft_wrap": True}
-
 #: Fresh tasks per family scored live: about a minute on 2 cores.
 FRESH_PER_FAMILY = 2
 
@@ -68,13 +65,13 @@ def run_demo(
 
     console.rule("Judge")
     analysis = judge(posterior, evidence)
-    console.print(format_table(analysis.table), **_PLAIN)
+    _say(console, format_table(analysis.table))
     console.print(explain(analysis.table), markup=False, highlight=False)
     gain, num_heldout = analysis.gain, analysis.heldout.num_tasks
-    console.print(
+    _say(
+        console,
         f"Skills matter by {gain.mean:.2f} ± {gain.standard_error:.2f} nats per held-out task "
         f"(oracle over skills minus best single skill, n={num_heldout}).",
-        **_PLAIN,
     )
     curve = None
     if learning_curve_subsets:
@@ -88,7 +85,7 @@ def run_demo(
                 num_subsets=learning_curve_subsets,
                 progress=lambda done, total: progress(done, total, "fitting subsets"),
             )
-        console.print(format_curve(curve), **_PLAIN)
+        _say(console, format_curve(curve))
     write_analysis(
         folder / "report.html", posterior, evidence, analysis, reproduce=REPRODUCE, curve=curve
     )
@@ -98,7 +95,7 @@ def run_demo(
         ("posterior.nc", "the posterior, for ArviZ"),
         ("evidence.nc", "everything the language model said"),
     ):
-        console.print(f"{folder / name}: {what}", **_PLAIN)
+        _say(console, f"{folder / name}: {what}")
 
 
 def _evidence(folder: Path, console: "Console", fresh_per_family: int) -> xr.Dataset:
@@ -129,7 +126,7 @@ def _evidence(folder: Path, console: "Console", fresh_per_family: int) -> xr.Dat
             )
         evidence = append(evidence, fresh)
         console.print("... joined to the recorded evidence of the same model and skills:")
-    console.print(summarise(evidence), **_PLAIN)
+    _say(console, summarise(evidence))
     return evidence
 
 
@@ -159,16 +156,21 @@ def progress_bar(console: "Console") -> Iterator[Callable[[int, int, str], None]
         yield report
 
 
+def _say(console: "Console", text: str) -> None:
+    """Tables and model output: no markup, no colours, no line breaks of the console's own."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _print_diagnostics(posterior, table, console: "Console") -> None:
     attrs = posterior.attrs
     worst = table.sort_values("ess_bulk").head(8)
-    console.print(
+    _say(
+        console,
         f"{attrs['status']}: {attrs['status_detail']} beta={attrs['beta']:.3g}, "
         f"{attrs['seconds']:.0f} s.",
-        **_PLAIN,
     )
     console.print("The quantities that mixed worst:")
-    console.print(worst.to_string(float_format=lambda v: f"{v:.3g}"), **_PLAIN)
+    _say(console, worst.to_string(float_format=lambda v: f"{v:.3g}"))
 
 
 def format_curve(curve: pd.DataFrame) -> str:
@@ -185,6 +187,6 @@ def format_curve(curve: pd.DataFrame) -> str:
     leads = table(lambda row: f"{row['diff']:+.3f} ± {row['diff_se']:.3f}")
     return (
         "Held-out log score in nats per task, by reflect tasks per domain "
-        f"(mean over {int(curve['num_subsets'].max())} random subsets):\n{scores}\n"
+        f"(mean over {curve['num_subsets'].max()} random subsets):\n{scores}\n"
         f"Posterior minus each method (± standard error over subsets):\n{leads}"
     )

@@ -11,7 +11,10 @@ def pareto_smooth(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
     if finite.sum() < 25:
         return np.full(log_ratios.shape, -np.log(log_ratios.size)), float("inf")
     floor = log_ratios[finite].min() - 50.0
-    log_weights, pareto_k = array_stats.psislw(np.where(finite, log_ratios, floor))
+    try:
+        log_weights, pareto_k = array_stats.psislw(np.where(finite, log_ratios, floor))
+    except ValueError:  # ratios so far apart that a tail cannot be fitted: one draw has all weight
+        return np.full(log_ratios.shape, -np.log(log_ratios.size)), float("inf")
     return np.asarray(log_weights), float(pareto_k)
 
 

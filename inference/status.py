@@ -23,7 +23,9 @@ class Outcome(enum.Enum):
         "The variational family does not cover the posterior. Use NUTS, raise num_steps, or "
         "a full-rank guide."
     )
-    NOT_SETTLED = "The objective was still improving. Double num_steps."
+    NOT_SETTLED = (
+        "The objective was still improving. Double num_steps (num_epochs for minibatches)."
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

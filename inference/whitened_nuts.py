@@ -22,16 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from numpyro import handlers
-from numpyro.distributions import Distribution, ExpandedDistribution, Independent, constraints
+from numpyro.distributions import Distribution
 from numpyro.infer import NUTS
 from numpyro.infer.reparam import LocScaleReparam
 from numpyro.infer.util import constrain_fn, potential_energy
 
 from bayesmeta.inference.diagnose import diagnose_chains
 from bayesmeta.inference.fit_result import FitResult
+from bayesmeta.inference.group_effects import base_of, latent_of, obstacle, shape_params
 from bayesmeta.inference.laplace import LaplaceError, laplace
 from bayesmeta.inference.nuts import nuts
-from bayesmeta.inference.structure import trace_sites
 from bayesmeta.inference.svi import array_leaves
 
 
@@ -71,7 +71,7 @@ def whitened_nuts(
     if num_chains < 2:
         raise ValueError(f"num_chains must be at least 2, got {num_chains}: R-hat compares chains.")
     start = time.perf_counter()
-    sites = _latent(model, model_args)
+    sites = latent_of(model, model_args)
     for name in (group, scale):
         if name not in sites:
             raise ValueError(
@@ -85,7 +85,7 @@ def whitened_nuts(
         num_samples=num_samples,
         target_accept=target_accept,
     )
-    fallback = _obstacle(sites, group, scale)
+    fallback = obstacle(sites, group, scale)
     if not fallback:
         try:
             samples, stats = _Whitened(model, model_args, sites, group, scale).sample(**settings)
@@ -100,8 +100,7 @@ def whitened_nuts(
                 seconds=time.perf_counter() - start,
                 settings={**named, "fallback": ""},
             )
-    plain = {"loc", "scale"} == set(_base(sites[group]).arg_constraints)
-    decenter = (group,) if plain else ()
+    decenter = (group,) if set(base_of(sites[group]).arg_constraints) == {"loc", "scale"} else ()
     result = nuts(model, *model_args, **settings, decenter=decenter, progress=progress)
     named = {**result.settings, "engine": "whitened_nuts", "group": group, "scale": scale}
     return dataclasses.replace(
@@ -135,8 +134,9 @@ class _Whitened:
         group_shape = self.sites[self.group].shape()
 
         def chain(rng_key, z, mode, axes, centring, arrays):
-            partly = {self.group: LocScaleReparam(centring, _shape_params(self.sites[self.group]))}
-            program, args = handlers.reparam(self.model, config=partly), self._rebuild(arrays)
+            partly = LocScaleReparam(centring, shape_params(self.sites[self.group]))
+            program = handlers.reparam(self.model, config={self.group: partly})
+            args = self._rebuild(arrays)
 
             def place(z):
                 params = self._params(mode + axes @ z)
@@ -206,7 +206,7 @@ class _Whitened:
         values = self._params(x)
         tau = values[self.scale] = jnp.exp(values[self.scale])
         trace = handlers.trace(handlers.substitute(self.model, data=values)).get_trace(*args)
-        effects: Any = _base(trace[self.group]["fn"])
+        effects: Any = base_of(trace[self.group]["fn"])
         mismatch = jnp.abs(effects.loc).max() + jnp.abs(effects.scale / tau - 1).max()
         return value, gradient, hessian, mismatch
 
@@ -227,39 +227,3 @@ class _Whitened:
         leaves, structure = jax.tree.flatten(self.model_args)
         rest, replaced = iter(arrays), {id(leaf) for leaf in array_leaves(self.model_args)}
         return structure.unflatten([next(rest) if id(v) in replaced else v for v in leaves])
-
-
-def _latent(model: Callable[..., Any], model_args: tuple[Any, ...]) -> dict[str, Distribution]:
-    """The latent sites' distributions, found without computing anything."""
-    found: dict[str, Distribution] = {}
-
-    def run():
-        for name, site in trace_sites(model, *model_args).items():
-            if site["type"] == "sample" and not site["is_observed"]:
-                found[name] = site["fn"]
-
-    jax.eval_shape(run)
-    return found
-
-
-def _obstacle(sites: dict[str, Distribution], group: str, scale: str) -> str:
-    """Why this program cannot be whitened, or "" where it can."""
-    if sites[scale].support is not constraints.positive or sites[scale].shape():
-        return f"{scale!r} is not one positive number"
-    if not {"loc", "scale"} <= set(_base(sites[group]).arg_constraints):
-        return f"{group!r} is not of a location-scale family"
-    for name, fn in sites.items():
-        if name != scale and _base(fn).support is not constraints.real:
-            return f"{name!r} is a further site that is not real"
-    return ""
-
-
-def _base(fn: Any) -> Distribution:
-    while isinstance(fn, (Independent, ExpandedDistribution)):
-        fn = fn.base_dist
-    return fn
-
-
-def _shape_params(fn: Distribution) -> list[str]:
-    """What a distribution has besides a location and a scale, such as degrees of freedom."""
-    return [name for name in _base(fn).arg_constraints if name not in ("loc", "scale")]

@@ -145,6 +145,20 @@ def test_prediction_beats_the_uniform_mixture_on_new_tasks(tree):
     assert loss.mean() < gain.mean() - 3 * (loss - gain).std() / np.sqrt(400)
 
 
+def test_every_engine_can_be_named(evidence, tree):
+    fast = bayesmeta.fit(evidence, engine="whitened_nuts", num_warmup=500, num_samples=500)
+    assert fast.attrs["setting_engine"] == "whitened_nuts"
+    apart = fast["posterior"]["F"].mean(("chain", "draw")) - tree["posterior"]["F"].mean(
+        ("chain", "draw")
+    )
+    assert float(np.abs(apart).max()) < 0.05
+    rough = bayesmeta.fit(evidence, engine="svi", num_samples=500)
+    assert rough["posterior"].sizes["chain"] == 1
+    assert np.isfinite(rough["log_likelihood"]["O"].values).all()
+    with pytest.raises(ValueError, match="unknown engine 'gibbs'; known: nuts, svi"):
+        bayesmeta.fit(evidence, engine="gibbs")
+
+
 def test_unseen_domain_is_less_certain_than_seen_ones(tree, evidence):
     _, heldout = split(evidence)
     moved = heldout.assign(domain=("task", np.array(["new"] * 32, object)))

@@ -155,7 +155,7 @@ def largest_z(ours: list[Posterior], theirs: list[Posterior]) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--num-tasks", type=int, default=4000)
     parser.add_argument("--without-nutpie", action="store_true")

@@ -24,7 +24,7 @@ SKILLS, CANDIDATES, DOMAINS, FEATURES = 6, 4, 8, 4
 #: Tasks to a minibatch and to a file, multiples of what one compressed chunk holds.
 BLOCK, SHARD = 8_192, 131_072
 #: Steps aimed at, and the fewest and the most epochs.
-STEPS, FEWEST, MOST = 200, 5, 30
+STEPS, FEWEST, MOST = 400, 10, 40
 TRUTH_SEED = 0
 
 

@@ -1,0 +1,46 @@
+"""Group effects with one scale in a NumPyro program: finding them, and what they must be like."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from numpyro.distributions import Distribution, ExpandedDistribution, Independent, constraints
+
+from bayesmeta.inference.structure import trace_sites
+
+
+def latent_of(model: Callable[..., Any], model_args: tuple[Any, ...]) -> dict[str, Distribution]:
+    """The latent sites' distributions, found without computing anything."""
+    found: dict[str, Distribution] = {}
+
+    def run():
+        for name, site in trace_sites(model, *model_args).items():
+            if site["type"] == "sample" and not site["is_observed"]:
+                found[name] = site["fn"]
+
+    jax.eval_shape(run)
+    return found
+
+
+def obstacle(sites: dict[str, Distribution], group: str, scale: str) -> str:
+    """Why this program cannot be whitened, or "" where it can."""
+    if sites[scale].support is not constraints.positive or sites[scale].shape():
+        return f"{scale!r} is not one positive number"
+    if not {"loc", "scale"} <= set(base_of(sites[group]).arg_constraints):
+        return f"{group!r} is not of a location-scale family"
+    for name, fn in sites.items():
+        if name != scale and base_of(fn).support is not constraints.real:
+            return f"{name!r} is a further site that is not real"
+    return ""
+
+
+def base_of(fn: Any) -> Distribution:
+    """The family under a distribution's batch and event shapes."""
+    while isinstance(fn, (Independent, ExpandedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
+def shape_params(fn: Distribution) -> list[str]:
+    """What a distribution has besides a location and a scale, such as degrees of freedom."""
+    return [name for name in base_of(fn).arg_constraints if name not in ("loc", "scale")]
