@@ -102,17 +102,18 @@ def report(
     check_out(out)
 
     from bayesmeta.analysis import judge, write_analysis
-    from bayesmeta.evidence_io import load
+    from bayesmeta.evidence_io import content_hash, load
+    from bayesmeta.fitting import reflect_part
     from bayesmeta.heldout import explain, format_table
     from bayesmeta.posterior import load_posterior
 
     tree, loaded = load_posterior(posterior), load(evidence)
-    fitted, given = tree.attrs.get("evidence_hash", ""), loaded.attrs["content_hash"]
+    fitted, given = tree.attrs.get("evidence_hash", ""), content_hash(reflect_part(loaded))
     if fitted != given:
         note(
-            f"bayesmeta: warning: {posterior} was fitted to other evidence (hash "
-            f"{fitted[:12] or 'unknown'}) than {evidence} (hash {given[:12]}). If tasks it learned "
-            "from are held out here, the table flatters it."
+            f"bayesmeta: warning: {posterior} was fitted to other reflect tasks (hash "
+            f"{fitted[:12] or 'unknown'}) than those of {evidence} (hash {given[:12]}). If tasks "
+            "it learned from are held out here, the table flatters it."
         )
     with waiting("judging on the held-out tasks"):
         analysis = judge(tree, loaded)

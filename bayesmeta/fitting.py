@@ -47,7 +47,7 @@ def fit(
     from bayesmeta.posterior import to_datatree
     from bayesmeta.temperature import choose_beta
 
-    reflect = evidence.isel(task=evidence["split"].values == REFLECT)
+    reflect = reflect_part(evidence)
     if reflect.sizes["task"] == 0:
         raise ValueError(
             f"no task of the evidence has split {REFLECT!r}, so there is nothing to fit. "
@@ -84,6 +84,11 @@ def fit(
             "evidence_hash": content_hash(reflect),
         },
     )
+
+
+def reflect_part(evidence: xr.Dataset) -> xr.Dataset:
+    """The tasks that a fit learns from; their hash identifies what a posterior has seen."""
+    return evidence.isel(task=evidence["split"].values == REFLECT)
 
 
 def _engine(engine: str | Callable[..., Any]) -> Callable[..., Any]:
