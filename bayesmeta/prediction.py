@@ -77,15 +77,16 @@ def strategy_draws(
     posterior: xr.DataTree, evidence: xr.Dataset, *, rng_seed: int = 0, max_draws: int = 1000
 ) -> np.ndarray:
     """Posterior draws of the strategy w_n, [draws, N, K], thinned to at most ``max_draws``."""
-    encoding = encoding_of(posterior)
-    sites = group(posterior, "posterior")
-    stacked = {
-        name: sites[name].values.reshape((-1,) + sites[name].shape[2:])
-        for name in ("mu", "W", "delta", "tau_E")
-    }
+    from bayesmeta.inference.structure import merge_chains
+
+    encoding, sites = encoding_of(posterior), group(posterior, "posterior")
+    names = [name for name in ("mu", "W", "delta", "tau_E") if name in sites]
+    stacked = {name: merge_chains(sites[name].values) for name in names}
     keep = np.linspace(0, len(stacked["mu"]) - 1, min(max_draws, len(stacked["mu"]))).astype(int)
-    mu, W, delta, tau = (stacked[n][keep].astype(np.float64) for n in ("mu", "W", "delta", "tau_E"))
     x = encoding.standardise(evidence)
+    # Tasks without features have no W.
+    stacked.setdefault("W", np.zeros((*stacked["mu"].shape, x.shape[1])))
+    mu, W, delta, tau = (stacked[n][keep].astype(np.float64) for n in ("mu", "W", "delta", "tau_E"))
     domain = encoding.domain_index(evidence["domain"].values)
     unseen = sorted(set(map(str, evidence["domain"].values[domain < 0])))
     if unseen:

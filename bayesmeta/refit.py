@@ -95,9 +95,11 @@ class Refitter:
         return [self._strategy(r.samples) for r in results]
 
     def _strategy(self, samples: dict[str, np.ndarray]) -> np.ndarray:
+        from bayesmeta.inference.structure import merge_chains
+
+        samples.setdefault("W", np.zeros((*samples["mu"].shape, self._x.shape[1])))
         mu, W, delta = (
-            samples[name].reshape((-1,) + samples[name].shape[2:]).astype(np.float64)
-            for name in ("mu", "W", "delta")
+            merge_chains(samples[name]).astype(np.float64) for name in ("mu", "W", "delta")
         )
         logits = mu[:, None, :] + np.einsum("np,skp->snk", self._x, W) + delta[:, self._domain, :]
         return softmax(logits, axis=-1).mean(0)

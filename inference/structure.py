@@ -23,6 +23,11 @@ def latent_sites(model: Callable[..., Any], *model_args: Any) -> list[str]:
     ]
 
 
+def merge_chains(values: np.ndarray) -> np.ndarray:
+    """[chain, draw, *shape] as [chain * draw, *shape], also where shape holds a zero."""
+    return values.reshape((values.shape[0] * values.shape[1],) + values.shape[2:])
+
+
 def site_log_probs(
     model: Callable[..., Any], samples: Mapping[str, np.ndarray], *model_args: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -53,7 +58,7 @@ def site_log_probs(
         return prior, likelihood, deterministic
 
     leading = next(iter(samples.values())).shape[:2]
-    flat = {k: jnp.asarray(v).reshape((-1,) + v.shape[2:]) for k, v in samples.items()}
+    flat = {k: jnp.asarray(merge_chains(v)) for k, v in samples.items()}
     evaluated = jax.jit(lambda draws: jax.lax.map(evaluate, draws, batch_size=64))(flat)
     return jax.tree.map(lambda v: np.asarray(v).reshape(leading + v.shape[1:]), evaluated)
 
@@ -70,7 +75,7 @@ def posterior_predictive(
       Observed site -> [num_chains, num_samples, *shape].
     """
     leading = next(iter(samples.values())).shape[:2]
-    flat = {k: jnp.asarray(v).reshape((-1,) + v.shape[2:]) for k, v in samples.items()}
+    flat = {k: jnp.asarray(merge_chains(v)) for k, v in samples.items()}
 
     def replicate(key_and_draw):
         key, draw = key_and_draw

@@ -82,7 +82,8 @@ def figure2(data: Figure2Data, prior: Prior = HIERARCHICAL) -> None:
     """The NumPyro program. Sites: u, U, tau_E, v, O, and beta where the prior names it.
 
     Sites u, U, v are coordinates of zero-sum vectors (see `contrast`); mu [K], W [K, P],
-    delta [D, K] and F [D, K] are recorded as deterministic sites.
+    delta [D, K] and F [D, K] are recorded as deterministic sites. Without features there is
+    neither U nor W; with one domain there is no v, and tau_E keeps its prior.
     """
     num_skills, num_features = data.log_likelihood.shape[0], data.x.shape[1]
     prior.require("u", "U", "tau_E", "v", *(["beta"] if "beta" in prior.sites else []))
@@ -91,21 +92,27 @@ def figure2(data: Figure2Data, prior: Prior = HIERARCHICAL) -> None:
 
     # Theta_I, the internal view.
     u = draw("u", prior["u"].distribution().expand([num_skills - 1]).to_event(1))
-    U = draw("U", prior["U"].distribution().expand([num_skills - 1, num_features]).to_event(2))
-    mu, W = C @ u, C @ U
+    mu = C @ u
     numpyro.deterministic("mu", mu)
-    numpyro.deterministic("W", W)
+    logits = mu[:, None]
+    if num_features:
+        U = draw("U", prior["U"].distribution().expand([num_skills - 1, num_features]).to_event(2))
+        W = C @ U
+        numpyro.deterministic("W", W)
+        logits = logits + W @ data.x.T
 
     # Theta_E, the external view of each domain.
     tau_E = draw("tau_E", prior["tau_E"].distribution())
-    v_prior = prior["v"].distribution(tau_E=tau_E)
-    v = draw("v", v_prior.expand([B.shape[1], num_skills - 1]).to_event(2))
-    delta = B @ v @ C.T
+    delta = jnp.zeros((data.num_domains, num_skills), data.x.dtype)
+    if data.num_domains > 1:  # a single domain has no effect of its own that mu has not
+        v_prior = prior["v"].distribution(tau_E=tau_E)
+        v = draw("v", v_prior.expand([B.shape[1], num_skills - 1]).to_event(2))
+        delta = B @ v @ C.T
     numpyro.deterministic("delta", delta)
 
     # F, the strategy.
     numpyro.deterministic("F", jax.nn.softmax(mu + delta, -1))
-    logits = mu[:, None] + W @ data.x.T + delta.T[:, data.domain]
+    logits = logits + delta.T[:, data.domain]
     if data.log_available is not None:
         logits = logits + data.log_available
 

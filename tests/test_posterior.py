@@ -8,6 +8,7 @@ from scipy.special import logsumexp, softmax
 from simulate import planted_evidence
 
 import bayesmeta
+from bayesmeta.analysis import judge
 from bayesmeta.evidence_build import from_log_probabilities
 from bayesmeta.evidence_join import split
 from bayesmeta.posterior import NotConvergedError, check_converged, encoding_of
@@ -233,3 +234,23 @@ def test_inferred_beta_recovers_the_temperature():
     beta = tree["posterior"]["beta"].values
     assert abs(beta.mean() - 2) < 3 * beta.std()
     assert abs(beta.mean() - 1) > 3 * beta.std()
+
+
+def test_verdicts_without_features_or_domains_go_all_the_way(tmp_path):
+    """A table of right and wrong, and nothing else: the skill that is right more often wins."""
+    rng = np.random.default_rng(0)
+    lines = ["task,skill,correct,split"]
+    for i in range(80):
+        split_name = "held_out" if i % 4 == 0 else "reflect"
+        for skill, ability in (("direct", 0.3), ("cot", 0.8)):
+            lines.append(f"t{i},{skill},{int(rng.random() < ability)},{split_name}")
+    path = tmp_path / "verdicts.csv"
+    path.write_text("\n".join(lines) + "\n")
+    verdicts = bayesmeta.from_verdicts(path)
+    tree = bayesmeta.fit(verdicts, num_warmup=1000, num_samples=1500)
+    check_converged(tree)
+    bayesmeta.save_posterior(tree, tmp_path / "p.nc")
+    _, heldout = split(verdicts)
+    weight = predict(bayesmeta.load_posterior(tmp_path / "p.nc"), heldout)["weight"]
+    assert float(weight.sel(skill="cot").mean()) > 0.7
+    assert np.isfinite(judge(tree, verdicts).table.loc["posterior", "log_score"])
