@@ -47,7 +47,7 @@ class Trace:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sampling:
-    """The sampling distribution, recorded with every trace (math.md 1.3).
+    """The sampling distribution, recorded with every trace.
 
     The defaults sample from the model itself, so the importance ratio of a trace is one. Any
     other setting makes the truncated or tempered sampler *the model* of that skill, and is
