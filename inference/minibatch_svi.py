@@ -28,7 +28,7 @@ from bayesmeta.inference.svi import Target, array_leaves, fit_guide, judge
 #: The guide fitted to the first batch alone counts as much as this many batches.
 _FIRST_WEIGHT = 4
 #: Batch t counts in proportion to t to the power of this less one. 1 would average evenly and
-#: remember a bad beginning for long; from 2 to 4 the difference is small.
+#: remember a bad beginning for long; chosen from single runs, which disagree on 2 or 4.
 _FORGETTING = 4
 
 
