@@ -8,6 +8,7 @@ import xarray as xr
 
 from bayesmeta.evidence_schema import (
     ATTRIBUTES,
+    CONTEXTS,
     COORDINATES,
     JSON_ATTRIBUTES,
     ROUNDING,
@@ -217,8 +218,44 @@ def _check_tasks(evidence: xr.Dataset) -> None:
 
 
 def _check_cells(evidence: xr.Dataset) -> None:
-    scores, observed = evidence["log_likelihood"].values, evidence["observed"].values
-    name = "log_likelihood"
+    observed = evidence["observed"].values
+    for name in ("log_likelihood", *(f"log_likelihood_{context}" for context in CONTEXTS)):
+        if name in evidence:
+            _check_scores(evidence, name, evidence[name].values, observed)
+    _refuse_any(
+        evidence,
+        "log_weight",
+        ~np.isfinite(evidence["log_weight"].values),
+        "wanted a finite log importance ratio. Use 0 for a trace drawn from the model itself",
+    )
+    _refuse_any(
+        evidence,
+        "observed",
+        ~observed.any((1, 2, 3)),
+        "wanted at least one observed cell per task. Drop the task with bayesmeta.evidence.subset",
+        value="is False for every skill, trace and candidate",
+    )
+    wanted = observed.any((1, 2), keepdims=True)
+    _refuse_any(
+        evidence,
+        "observed",
+        (observed != wanted) & observed.any(-1, keepdims=True),
+        "but other traces of this task, or other candidates of this trace, are observed: every "
+        "observed trace of a task must score the same candidates, or skills are normalised over "
+        "different sets. Score the missing candidate or mark the whole trace as not observed",
+    )
+    _refuse_any(
+        evidence,
+        "observed",
+        wanted[:, 0, 0].sum(-1) < 2,
+        "wanted at least 2: a lone candidate says nothing",
+        value="is False for all but one candidate",
+    )
+
+
+def _check_scores(
+    evidence: xr.Dataset, name: str, scores: np.ndarray, observed: np.ndarray
+) -> None:
     _refuse_any(
         evidence,
         name,
@@ -254,35 +291,6 @@ def _check_cells(evidence: xr.Dataset) -> None:
         (impossible | ~observed).all(-1) & observed.any(-1),
         "so its candidates cannot be normalised. Mark the trace as not observed",
         value="is -inf for every candidate",
-    )
-    _refuse_any(
-        evidence,
-        "log_weight",
-        ~np.isfinite(evidence["log_weight"].values),
-        "wanted a finite log importance ratio. Use 0 for a trace drawn from the model itself",
-    )
-    _refuse_any(
-        evidence,
-        "observed",
-        ~observed.any((1, 2, 3)),
-        "wanted at least one observed cell per task. Drop the task with bayesmeta.evidence.subset",
-        value="is False for every skill, trace and candidate",
-    )
-    wanted = observed.any((1, 2), keepdims=True)
-    _refuse_any(
-        evidence,
-        "observed",
-        (observed != wanted) & observed.any(-1, keepdims=True),
-        "but other traces of this task, or other candidates of this trace, are observed: every "
-        "observed trace of a task must score the same candidates, or skills are normalised over "
-        "different sets. Score the missing candidate or mark the whole trace as not observed",
-    )
-    _refuse_any(
-        evidence,
-        "observed",
-        wanted[:, 0, 0].sum(-1) < 2,
-        "wanted at least 2: a lone candidate says nothing",
-        value="is False for all but one candidate",
     )
 
 

@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from bayesmeta.evidence_check import validate
-from bayesmeta.evidence_schema import VARIABLES, EvidenceError
+from bayesmeta.evidence_schema import CONTEXTS, VARIABLES, EvidenceError
 from bayesmeta.tasks import HELD_OUT, REFLECT
 
 #: Attributes that must agree before two pieces of evidence are one.
@@ -50,6 +50,8 @@ def split(evidence: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
 def append(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
     """The tasks of both, padded to the larger number of traces and of candidates.
 
+    Scores in poorer contexts (see `bayesmeta.contexts`) are kept where both have them.
+
     Raises:
       EvidenceError: they share a task id, or differ in skills, features, model, prompts, sampling
         or anything else that would make their log-likelihoods incomparable.
@@ -82,6 +84,12 @@ def append(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
         )
     traces = max(first.sizes["trace"], second.sizes["trace"])
     candidates = max(first.sizes["candidate"], second.sizes["candidate"])
+    # Scores in poorer contexts cannot be made up for tasks that were not scored that way.
+    poorer = {f"log_likelihood_{context}" for context in CONTEXTS}
+    first, second = (
+        part.drop_vars([name for name in poorer if name in part and name not in other])
+        for part, other in ((first, second), (second, first))
+    )
     names = {str(name) for part in (first, second) for name in part.data_vars}
     parts = [_pad(evidence, traces, candidates, names) for evidence in (first, second)]
     merged = xr.Dataset(
@@ -132,7 +140,8 @@ def _pad(evidence: xr.Dataset, traces: int, candidates: int, names: set[str]) ->
         values = evidence[name].values
         if VARIABLES[name].dtype == "text":
             values = np.asarray(values, dtype=object)
-        fill = {"log_likelihood": -np.inf}.get(name, "" if values.dtype == object else 0)
+        scores = name.startswith("log_likelihood")
+        fill = -np.inf if scores else "" if values.dtype == object else 0
         widths = [grow.get(dim, (0, 0)) for dim in dims]
         padded[name] = (dims, np.pad(values, widths, constant_values=fill))
     coords = {name: evidence[name].values for name in ("task", "skill", "feature", "token_kind")}

@@ -17,6 +17,15 @@ class EvidenceError(ValueError):
     """Evidence that breaks its schema: says which cell, its value, what was wanted, the remedy."""
 
 
+#: Poorer contexts in which the same answers may have been scored too, in optional variables
+#: ``log_likelihood_<context>``: whether memory and instruction were still in sight.
+CONTEXTS = {
+    "without_memory": (False, True),
+    "without_instruction": (True, False),
+    "plain": (False, False),
+}
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Variable:
     """Dimensions, the type in which it is stored, and whether it may be left out.
@@ -44,6 +53,10 @@ VARIABLES = {
     "trace_text": Variable(TRACE, "text", optional=True),
     "verdict": Variable(TRACE, "int8", optional=True, exact=True),
     "verdict_observed": Variable(TRACE, "bool", optional=True),
+    **{
+        f"log_likelihood_{context}": Variable(CELL, "float32", optional=True, exact=True)
+        for context in CONTEXTS
+    },
 }
 COORDINATES = {
     "task": "text",

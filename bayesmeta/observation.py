@@ -80,7 +80,7 @@ def observe(
         raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}. Choose one.")
     if memory is None:
         memory = reflect_memory(tasks if any(skill.recall for skill in skills) else ())
-    with _opened(cache) as store:
+    with opened(cache) as store:
         observer = Observer(llm, store, seed, sampling, on_error)
         cells = _observe_cells(observer, tasks, skills, memory, num_traces, batch_size, progress)
     return _evidence(llm, tasks, skills, cells, seed, sampling, num_traces)
@@ -133,7 +133,7 @@ def _check_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
 
 
 @contextlib.contextmanager
-def _opened(cache: Cache | str | Path | None) -> Iterator[Cache]:
+def opened(cache: Cache | str | Path | None) -> Iterator[Cache]:
     """The cache; one that is opened here is closed here."""
     if isinstance(cache, (str, Path)):
         from bayesmeta.cache import EvidenceCache

@@ -18,7 +18,7 @@ def user_text(task: Task, skill: Skill, examples: Sequence[Task] = ()) -> str:
     """
     values = {
         "question": task.question.strip(),
-        "examples": _worked(examples),
+        "examples": worked(examples),
         "instruction": skill.instruction.strip(),
     }
     return fill_template(skill.template, values)
@@ -38,7 +38,8 @@ def score_requests(
     return [ScoreRequest(context, f" {text}{llm.end_of_answer}") for text in candidates]
 
 
-def _worked(examples: Sequence[Task]) -> str:
+def worked(examples: Sequence[Task]) -> str:
+    """Solved tasks as text, for a prompt."""
     if not examples:
         return ""
     solved = "\n\n".join(f"Q: {task.question.strip()}\nAnswer: {task.answer}" for task in examples)

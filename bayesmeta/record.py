@@ -64,19 +64,22 @@ def record(
       cache: folder of finished cells.
       progress: called with (cells done, cells in all, message).
     """
+    from bayesmeta.contexts import score_contexts
     from bayesmeta.evidence_io import save
     from bayesmeta.llm.local import LocalLLM
     from bayesmeta.observation import observe
     from bayesmeta.skills import default_skills
 
+    llm, tasks, skills = LocalLLM(), recorded_tasks(), default_skills()
     evidence = observe(
-        LocalLLM(),
-        recorded_tasks(),
-        default_skills(),
+        llm,
+        tasks,
+        skills,
         num_traces=NUM_TRACES,
         seed=SEED,
         cache=cache,
         progress=progress,
     )
+    evidence = score_contexts(llm, evidence, tasks, skills, cache=cache, progress=progress)
     save(evidence, path)
     return evidence

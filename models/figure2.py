@@ -19,15 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int
 
 from bayesmeta.models.contrasts import contrast
+from bayesmeta.models.draw import draw
 from bayesmeta.models.mixture import LLMCategorical
 from bayesmeta.models.prior import Prior, SitePrior
 
 #: Below this many domains their mean is confounded with mu, so domains are made to sum to zero.
 ZERO_SUM_BELOW = 8
+
+#: Under a horseshoe prior no domain effect is wider than this, on logits.
+SLAB = 2.0
 
 #: The default prior. Scales are on logits: 1.5 lets one skill dominate but does not insist.
 HIERARCHICAL = Prior(
@@ -79,35 +82,40 @@ class Figure2Data:
 
 
 def figure2(data: Figure2Data, prior: Prior = HIERARCHICAL) -> None:
-    """The NumPyro program. Sites: u, U, tau_E, v, O, and beta where the prior names it.
+    """The NumPyro program. Sites: u, U, tau_E, v, O; lambda_E and beta where the prior names them.
 
     Sites u, U, v are coordinates of zero-sum vectors (see `contrast`); mu [K], W [K, P],
     delta [D, K] and F [D, K] are recorded as deterministic sites. Without features there is
     neither U nor W; with one domain there is no v, and tau_E keeps its prior.
     """
     num_skills, num_features = data.log_likelihood.shape[0], data.x.shape[1]
-    prior.require("u", "U", "tau_E", "v", *(["beta"] if "beta" in prior.sites else []))
+    optional = [site for site in ("lambda_E", "beta") if site in prior.sites]
+    prior.require("u", "U", "tau_E", "v", *optional)
+    prior.require_support(tau_E="positive", **dict.fromkeys(optional, "positive"))
     C = jnp.asarray(contrast(num_skills), data.x.dtype)
     B = jnp.asarray(domain_basis(data.num_domains), data.x.dtype)
 
     # Theta_I, the internal view.
-    u = draw("u", prior["u"].distribution().expand([num_skills - 1]).to_event(1))
+    u = draw("u", prior, (num_skills - 1,))
     mu = C @ u
     numpyro.deterministic("mu", mu)
     logits = mu[:, None]
     if num_features:
-        U = draw("U", prior["U"].distribution().expand([num_skills - 1, num_features]).to_event(2))
+        U = draw("U", prior, (num_skills - 1, num_features))
         W = C @ U
         numpyro.deterministic("W", W)
         logits = logits + W @ data.x.T
 
     # Theta_E, the external view of each domain.
-    tau_E = draw("tau_E", prior["tau_E"].distribution())
+    tau_E = draw("tau_E", prior)
     delta = jnp.zeros((data.num_domains, num_skills), data.x.dtype)
-    if data.num_domains > 1:  # a single domain has no effect of its own that mu has not
-        v_prior = prior["v"].distribution(tau_E=tau_E)
-        v = draw("v", v_prior.expand([B.shape[1], num_skills - 1]).to_event(2))
-        delta = B @ v @ C.T
+    # A single domain has no effect of its own that mu has not; tau_E = 0 means no effects at all.
+    if data.num_domains > 1 and prior["tau_E"].fixed != 0:
+        v_shape = (B.shape[1], num_skills - 1)
+        scales = {"tau_E": tau_E}
+        if "lambda_E" in prior.sites:
+            scales["local_E"] = horseshoe_scale(tau_E, draw("lambda_E", prior, v_shape), SLAB)
+        delta = B @ draw("v", prior, v_shape, **scales) @ C.T
     numpyro.deterministic("delta", delta)
 
     # F, the strategy.
@@ -119,7 +127,7 @@ def figure2(data: Figure2Data, prior: Prior = HIERARCHICAL) -> None:
     # O, the outcome, with skill and traces summed out.
     log_p, log_likelihood = data.log_p, data.log_likelihood
     if "beta" in prior.sites:
-        beta = draw("beta", prior["beta"].distribution())
+        beta = draw("beta", prior)
         log_p = temper(beta, data)
         log_likelihood = jnp.take_along_axis(log_p, data.gold[None, None, :], 0)[0]
     with numpyro.plate("task", data.gold.shape[0]):
@@ -128,9 +136,12 @@ def figure2(data: Figure2Data, prior: Prior = HIERARCHICAL) -> None:
         )
 
 
-def draw(name: str, distribution: dist.Distribution) -> Array:
-    """``numpyro.sample``, whose result is an array and nothing else."""
-    return jnp.asarray(numpyro.sample(name, distribution))
+def horseshoe_scale(tau: Array, local: Array, slab: float) -> Array:
+    """tau * lambda where that is small, and at most ``slab``: the regularised horseshoe.
+
+    Piironen & Vehtari 2017, arXiv 1707.01694: slab lambda / sqrt(slab^2 + tau^2 lambda^2) tau.
+    """
+    return tau * slab * local / jnp.sqrt(slab**2 + (tau * local) ** 2)
 
 
 def temper(beta: Array, data: Figure2Data) -> Float[Array, "candidate skill task"]:
