@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from bayesmeta.models.full_data import Steps
 
-#: Stands for the logarithm of zero where it is multiplied by a weight, which may be zero too.
+#: Stands for the logarithm of zero where it is multiplied by a weight, or differentiated.
 _LOG_ZERO = -1e9
 
 
@@ -46,6 +46,8 @@ def log_answer(
             f"that way, or use f_to_o={value}."
         )
     taken = jnp.take_along_axis(log_pi, steps.chosen[None, :, :, None, :], 0)[0]  # [T, S, K, N]
+    # Finite, because the derivative of a logsumexp over nothing but -inf is NaN.
+    taken, answers = jnp.maximum(taken, _LOG_ZERO), jnp.maximum(answers, _LOG_ZERO)
     used = steps.used[:, :, None, :]
     if composition == "trace_mixture":
         per_skill = log_F + jnp.where(used > 0, taken, 0.0).sum(0)  # [S, K, N]
@@ -64,6 +66,6 @@ def log_answer(
         chosen = jnp.take_along_axis(log_steps, steps.chosen[None], 0)[0]
         log_trace = jnp.where(steps.used > 0, chosen, 0.0).sum(0)
         if f_to_o:
-            answers = jax.nn.log_softmax((F * jnp.maximum(answers, _LOG_ZERO)).sum(2), 0)
+            answers = jax.nn.log_softmax((F * answers).sum(2), 0)
         joint = log_trace + answers
     return logsumexp(steps.log_weight + joint, axis=1)

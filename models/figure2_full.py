@@ -20,7 +20,12 @@ from bayesmeta.models.full_data import Answers, Attempts, FullData, Steps
 from bayesmeta.models.full_sites import SUPPORTS, sites_of
 from bayesmeta.models.graph import WORKING, Graph
 from bayesmeta.models.mixture import LLMCategorical
-from bayesmeta.models.outcome_distributions import SkillMixture, TraceCategorical, VerifierCount
+from bayesmeta.models.outcome_distributions import (
+    BetaBinomialCount,
+    SkillMixture,
+    TraceCategorical,
+    VerifierCount,
+)
 from bayesmeta.models.prior import Prior
 
 
@@ -67,7 +72,7 @@ def external_view(data: FullData, prior: Prior) -> tuple[Array, Array]:
             scales["local_E"] = horseshoe_scale(tau_E, draw("lambda_E", prior, v_shape), SLAB)
         delta = B @ draw("v", prior, v_shape, **scales) @ C.T
     numpyro.deterministic("delta", delta)
-    if data.e is None or not data.num_evidence_features:
+    if data.e is None or "V" not in prior.sites:
         return delta, jnp.zeros((data.num_skills, data.num_tasks), data.x.dtype)
     return delta, C @ draw("V", prior, (data.num_skills - 1, data.e.shape[1])) @ data.e.T
 
@@ -130,7 +135,7 @@ def outcome(
         # Every attempt draws its own skill, so only the mean over skills is left.
         p = (jax.nn.softmax(log_F, 0) * p).sum(0, keepdims=True)
         log_F = jnp.zeros_like(p)
-    components = dist.BetaBinomial(phi * p, phi * (1 - p), seen.attempts)
+    components = BetaBinomialCount(phi * p, phi * (1 - p), seen.attempts)
     return SkillMixture(log_F, components, data.scale), seen.successes
 
 

@@ -27,7 +27,7 @@ SUPPORTS = {
 
 
 def sites_of(graph: Graph, data: FullData, prior: Prior | None = None) -> list[str]:
-    """Names of the sites that need a prior, in the order in which the program draws them.
+    """Names of the sites that need a prior. A graph without G -> F has U, but does not draw it.
 
     ``eps`` and ``F_n``, the random strategies of single tasks or domains, need none: their
     distribution is given by the other sites. ``lambda_E`` is there where ``prior`` names it.
@@ -40,7 +40,8 @@ def sites_of(graph: Graph, data: FullData, prior: Prior | None = None) -> list[s
     if prior is not None and "lambda_E" in prior.sites:
         sites.append("lambda_E")
     sites.append("v")
-    if data.num_evidence_features:
+    # A strategy outside the task plate cannot depend on what was recalled for one task.
+    if data.num_evidence_features and graph.strategy_per == "task":
         sites.append("V")
     if graph.strategy == "dirichlet":
         sites.append("kappa_F")

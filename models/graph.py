@@ -81,6 +81,11 @@ class Graph:
                 "their own. Use strategy='dirichlet' or 'logistic_normal' with "
                 "strategy_per='domain', or strategy_per='task'."
             )
+        if self.strategy_per == "domain" and self.g_to_f:
+            raise ValueError(
+                f"graph {self.name!r}: a strategy per domain lies outside the task plate, where a "
+                "question's features cannot reach it. Use g_to_f=False, or strategy_per='task'."
+            )
         if self.i_to_o and self.outcome == "answer":
             raise ValueError(
                 f"graph {self.name!r}: I -> O gives skills abilities, which act on whether an "

@@ -126,7 +126,8 @@ def test_a_fixed_parameter_is_nobodys_trouble():
 def test_skills_that_hardly_differ_are_listed():
     data, _, _ = _simulated(WORKING)
     assert not similar_skills(data)
-    log_p = data.outcome.log_p.at[:, 2].set(data.outcome.log_p[:, 0] + 0.01)
+    log_p = jnp.asarray(data.outcome.log_p)
+    log_p = log_p.at[:, 2].set(log_p[:, 0] + 0.01)
     near = dataclasses.replace(data, outcome=dataclasses.replace(data.outcome, log_p=log_p))
     ((first, second, difference),) = similar_skills(near, ["direct", "steps", "check"])
     assert (first, second) == ("direct", "check")
@@ -154,6 +155,7 @@ def test_data_of_another_kind_are_refused(graph, made_for, message):
     [
         ({"strategy": "softmax"}, "strategy is 'softmax'; choose one of"),
         ({"strategy_per": "domain"}, "one skill for all its tasks"),
+        ({"strategy_per": "domain", "strategy": "dirichlet"}, "features cannot reach it"),
         ({"i_to_o": True}, "gives skills abilities"),
         ({"outcome": "verifier", "e_to_o": "reliability"}, "reliability of E is about answers"),
         ({"skill_per": "attempt"}, "needs repeated attempts"),
