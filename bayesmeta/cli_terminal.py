@@ -275,6 +275,7 @@ def _with_notes(error: Exception) -> str:
 def _missing_module(error: ModuleNotFoundError) -> str:
     name = (error.name or "").split(".")[0]
     extras = {"reasoning_gym": "tasks", "torch": "llm", "transformers": "llm", "gguf": "llm"}
+    extras |= {"pyro": "pyro", "ray": "ray"}
     if name in extras:
         return f"{name} is not installed. Install it with: pip install 'bayesmeta[{extras[name]}]'"
     return f"{error}. Install the missing package."

@@ -1,10 +1,11 @@
 """The posterior as an ArviZ DataTree: made, judged, saved and loaded."""
 
+import importlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -21,9 +22,19 @@ DIMS = {
     "W": ["skill", "feature"],
     "delta": ["domain", "skill"],
     "F": ["domain", "skill"],
+    "lambda_E": ["domain_coordinate", "contrast"],
+    "V": ["contrast", "evidence_feature"],
+    "sigma_F": ["contrast"],
+    "corr_F": ["contrast", "other_contrast"],
+    "vartheta": ["domain"],
     "O": ["task"],
 }
 _PACKAGES = ("bayesmeta", "jax", "numpyro", "arviz", "xarray")
+#: Language of a program -> the module that runs it, and the packages that it needs besides.
+_STRUCTURE = {
+    "numpyro": ("bayesmeta.inference.structure", ()),
+    "pyro": ("bayesmeta.inference.pyro_structure", ("torch", "pyro-ppl")),
+}
 
 
 class NotConvergedError(RuntimeError):
@@ -38,6 +49,7 @@ def to_datatree(
     evidence: xr.Dataset,
     encoding: Encoding,
     attributes: Mapping[str, Any],
+    language: Literal["numpyro", "pyro"] = "numpyro",
 ) -> xr.DataTree:
     """Assemble every group that ArviZ can use from an engine's draws.
 
@@ -47,16 +59,17 @@ def to_datatree(
       evidence: the tasks that were fitted, for coordinates and hashes.
       encoding: names of skills, domains and features.
       attributes: what identifies the fit: ``model``, ``prior``, ``beta``, ``evidence_hash``.
+      language: what the program is written in.
     """
     import arviz as az
     import jax
 
-    from bayesmeta.inference.structure import latent_sites, posterior_predictive, site_log_probs
-
-    latent = latent_sites(model, *model_args)
+    module, packages = _STRUCTURE[language]
+    structure = importlib.import_module(module)
+    latent = structure.latent_sites(model, *model_args)
     draws = {name: result.samples[name] for name in latent}
-    log_prior, log_likelihood, deterministic = site_log_probs(model, draws, *model_args)
-    predictive = posterior_predictive(
+    log_prior, log_likelihood, deterministic = structure.site_log_probs(model, draws, *model_args)
+    predictive = structure.posterior_predictive(
         model, draws, *model_args, rng_seed=result.settings["rng_seed"]
     )
     data = model_args[0]
@@ -66,7 +79,7 @@ def to_datatree(
             "posterior_predictive": predictive,
             "log_likelihood": log_likelihood,
             "sample_stats": dict(result.sample_stats),
-            "observed_data": {"O": np.asarray(data.gold)},
+            "observed_data": {"O": np.asarray(_observed(data))},
             "constant_data": {
                 "x": encoding.standardise(evidence),
                 "domain_of_task": np.asarray(data.domain),
@@ -98,10 +111,16 @@ def to_datatree(
         "diagnostics": json.dumps(result.status.diagnostics, sort_keys=True),
         "seconds": result.seconds,
         "llm": str(evidence.attrs.get("model", "")),
-        "device": jax.devices()[0].platform,
-        "packages": json.dumps({p: importlib.metadata.version(p) for p in _PACKAGES}),
+        "device": result.settings.get("device", jax.devices()[0].platform),
+        "packages": json.dumps({p: importlib.metadata.version(p) for p in (*_PACKAGES, *packages)}),
     }
     return tree
+
+
+def _observed(data: Any) -> Any:
+    """What was observed of each task: an answer, or a count."""
+    seen = getattr(data, "outcome", data)
+    return seen.successes if hasattr(seen, "successes") else seen.gold
 
 
 def check_converged(tree: xr.DataTree) -> None:

@@ -29,6 +29,7 @@ def predict(
       ``skill_log_p`` [task, skill, candidate].
     """
     check_converged(posterior)
+    _require_readable(posterior)
     encoding = encoding_of(posterior)
     missing = sorted(set(encoding.skill) - set(map(str, evidence["skill"].values)))
     if missing:
@@ -61,6 +62,22 @@ def predict(
         coords={"task": evidence["task"].values, "skill": list(encoding.skill)},
         attrs={"interval": interval},
     )
+
+
+def _require_readable(posterior: xr.DataTree) -> None:
+    """Raise ValueError where the graph gives tasks strategies or answers that are not read here."""
+    from bayesmeta.models.graph import Graph
+
+    if "graph" not in posterior.attrs:
+        return
+    graph = Graph.from_json(posterior.attrs["graph"])
+    if graph.strategy != "categorical" or not graph.f_to_o or graph.e_to_o != "on":
+        raise ValueError(
+            f"predictions for new tasks read the scores as they are, but the posterior's graph "
+            f"{graph.name!r} has strategy={graph.strategy!r}, f_to_o={graph.f_to_o}, "
+            f"e_to_o={graph.e_to_o!r}. Compare such graphs on held-out tasks with "
+            "bayesmeta.ablation, which runs the graph's own program."
+        )
 
 
 def mix(weights: np.ndarray, table: np.ndarray) -> np.ndarray:

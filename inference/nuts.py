@@ -11,6 +11,7 @@ from numpyro.infer import MCMC, NUTS
 from bayesmeta.inference.diagnose import diagnose_chains
 from bayesmeta.inference.fit_result import FitResult
 from bayesmeta.inference.reparametrise import reparametrise
+from bayesmeta.inference.sharding import is_sharded, over_arrays
 from bayesmeta.inference.structure import latent_sites
 
 #: What NumPyro calls its statistics, and what ArviZ calls them.
@@ -42,9 +43,11 @@ def nuts(
 
     Args:
       model: a NumPyro program. Its discrete sites must be summed out by hand.
-      model_args: arrays, or pytrees of arrays.
+      model_args: arrays, or pytrees of arrays. Where they are spread over devices (see
+        `bayesmeta.inference.sharding.shard_tasks`), every device works on all chains.
       rng_seed: seed of chains, initial points included.
-      num_chains: at least 2, or R-hat cannot be computed. Chains run side by side.
+      num_chains: at least 2, or R-hat cannot be computed. Chains run side by side, one on each
+        device where JAX has as many devices and the arrays are not spread over them already.
       num_warmup: adaptation steps per chain, not kept.
       num_samples: draws kept per chain.
       target_accept: mean acceptance probability that the step size is adapted to.
@@ -61,14 +64,20 @@ def nuts(
     start = time.perf_counter()
     program = reparametrise(model, decenter, gaussianise)
     sites = latent_sites(model, *model_args)
+    sharded = is_sharded(*model_args)
+    if sharded:
+        program, model_args = over_arrays(program, model_args)
+    apart = not sharded and jax.local_device_count() >= num_chains
     kernel = NUTS(program, target_accept_prob=target_accept, dense_mass=dense_mass)
     mcmc = MCMC(
         kernel,
         num_warmup=num_warmup,
         num_samples=num_samples,
         num_chains=num_chains,
-        chain_method="parallel" if jax.local_device_count() >= num_chains else "vectorized",
+        chain_method="parallel" if apart else "vectorized",
         progress_bar=progress,
+        # Otherwise the arrays are written into the program, whole, for every device.
+        jit_model_args=sharded,
     )
     mcmc.run(jax.random.key(rng_seed), *model_args, extra_fields=tuple(_STATISTICS))
     samples = {k: np.asarray(v) for k, v in mcmc.get_samples(group_by_chain=True).items()}

@@ -5,6 +5,7 @@ fitted. Chains of all data sets advance together, so that the cost of a small op
 once for all of them.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
-from numpyro.infer import NUTS
+from numpyro import handlers
+from numpyro.infer import NUTS, init_to_median
 
-from bayesmeta.inference.diagnose import diagnose_chains
+from bayesmeta.inference.diagnose_batch import diagnose_batch
 from bayesmeta.inference.fit_result import FitResult
 from bayesmeta.inference.reparametrise import reparametrise
+from bayesmeta.inference.simplex_reparam import DirichletReparam
 from bayesmeta.inference.structure import latent_sites
 
 
@@ -30,6 +33,8 @@ def nuts_batch(
     num_samples: int = 300,
     target_accept: float = 0.8,
     decenter: tuple[str, ...] = (),
+    simplex: tuple[str, ...] = (),
+    max_tree_depth: int = 10,
     max_rhat: float = 1.05,
     min_ess: float = 100.0,
 ) -> list[FitResult]:
@@ -39,56 +44,133 @@ def nuts_batch(
       model: a NumPyro program whose first argument differs between data sets.
       batched: pytree of arrays with a leading axis of length B.
       shared: what all data sets have in common.
-      rng_seed, num_chains, num_warmup, num_samples, target_accept, decenter: as for
+      rng_seed, num_warmup, num_samples, target_accept, decenter: as for
         `bayesmeta.inference.nuts.nuts`; the mass matrix is diagonal.
+      simplex: Dirichlet sites to sample in the coordinates of `DirichletReparam`.
+      num_chains: per data set. One is enough where many posteriors are compared with truth;
+        R-hat then compares its halves.
+      max_tree_depth: all chains wait for the one with the longest trajectory, of at most
+        2 ** max_tree_depth - 1 steps.
       max_rhat, min_ess: what counts as converged; by default looser than for a single fit,
         because means over many fits are wanted, not tails of one.
 
     Returns:
       One `FitResult` per data set; ``seconds`` is the time of the whole run divided by B.
     """
-    start = time.perf_counter()
-    program = reparametrise(model, decenter)
-    size = len(jax.tree.leaves(batched)[0])
-    first = jax.tree.map(lambda leaf: leaf[0], batched)
-    sites = latent_sites(model, first, *shared)
+    batch = NutsBatch.of(
+        model,
+        num_chains=num_chains,
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        target_accept=target_accept,
+        decenter=decenter,
+        simplex=simplex,
+        max_tree_depth=max_tree_depth,
+    )
+    return batch(batched, *shared, rng_seed=rng_seed, max_rhat=max_rhat, min_ess=min_ess)
 
-    def run_chain(rng_key, item, *rest):
-        kernel = NUTS(program, target_accept_prob=target_accept, dense_mass=False)
-        args = (item, *rest)
-        state = kernel.init(rng_key, num_warmup, None, args, {})
 
-        def advance(state, _):
-            return kernel.sample(state, args, {}), None
+@dataclasses.dataclass(frozen=True, slots=True)
+class NutsBatch:
+    """A sampler for many data sets that is compiled once for all calls of the same shapes.
 
-        def record(state, _):
-            state = kernel.sample(state, args, {})
-            return state, (state.z, state.diverging, state.energy, state.num_steps)
+    Attributes:
+      model: a NumPyro program whose first argument differs between data sets.
+      run: (rng_keys [B, num_chains], batched, *shared) -> sites and statistics, leading axes
+        [B, num_chains, num_samples].
+      settings: as in the signature of `nuts_batch`.
+    """
 
-        state, _ = lax.scan(advance, state, length=num_warmup)
-        _, (z, diverging, energy, steps) = lax.scan(record, state, length=num_samples)
-        constrained = jax.vmap(kernel.postprocess_fn(args, {}))(z)
-        return constrained, {"diverging": diverging, "energy": energy, "n_steps": steps}
+    model: Callable[..., Any]
+    run: Callable[..., Any]
+    settings: dict[str, Any]
 
-    spread = [None] * len(shared)
-    over_chains = jax.vmap(run_chain, in_axes=(0, None, *spread))
-    over_sets = jax.jit(jax.vmap(over_chains, in_axes=(0, 0, *spread)))
-    keys = jax.random.split(jax.random.key(rng_seed), (size, num_chains))
-    samples, stats = jax.tree.map(np.asarray, over_sets(keys, batched, *shared))
-    seconds = (time.perf_counter() - start) / size
-    results = []
-    for b in range(size):
-        own = {k: v[b] for k, v in samples.items() if not k.endswith("_decentered")}
-        own_stats = {k: v[b] for k, v in stats.items()}
-        status = diagnose_chains(own, own_stats, sites, max_rhat=max_rhat, min_ess=min_ess)
+    @classmethod
+    def of(
+        cls,
+        model: Callable[..., Any],
+        *,
+        num_chains: int = 2,
+        num_warmup: int = 300,
+        num_samples: int = 300,
+        target_accept: float = 0.8,
+        decenter: tuple[str, ...] = (),
+        simplex: tuple[str, ...] = (),
+        max_tree_depth: int = 10,
+    ) -> "NutsBatch":
+        """See `nuts_batch`. Raises ValueError where a setting is out of range."""
+        if num_chains < 1:
+            raise ValueError(f"num_chains must be at least 1, got {num_chains}.")
+        program = handlers.reparam(
+            reparametrise(model, decenter),
+            config={name: DirichletReparam() for name in simplex},
+        )
+
+        def run_chain(rng_key, item, *rest):
+            kernel = NUTS(
+                program,
+                target_accept_prob=target_accept,
+                dense_mass=False,
+                max_tree_depth=max_tree_depth,
+                # Where a prior all but excludes a second mode, chains should not start in it.
+                init_strategy=init_to_median,
+            )
+            args = (item, *rest)
+            state = kernel.init(rng_key, num_warmup, None, args, {})
+
+            def advance(state, _):
+                state = kernel.sample(state, args, {})
+                return state, (state.z, state.diverging, state.energy, state.num_steps)
+
+            # One scan for warm-up and draws: two would compile the sampler twice.
+            _, out = lax.scan(advance, state, length=num_warmup + num_samples)
+            z, diverging, energy, steps = jax.tree.map(lambda v: v[num_warmup:], out)
+            constrained = jax.vmap(kernel.postprocess_fn(args, {}))(z)
+            return constrained, {"diverging": diverging, "energy": energy, "n_steps": steps}
+
+        @jax.jit
+        def run(keys, batched, *shared):
+            spread = [None] * len(shared)
+            over_chains = jax.vmap(run_chain, in_axes=(0, None, *spread))
+            return jax.vmap(over_chains, in_axes=(0, 0, *spread))(keys, batched, *shared)
+
         settings = {
-            "engine": "nuts_batch",
-            "rng_seed": rng_seed,
             "num_chains": num_chains,
             "num_warmup": num_warmup,
             "num_samples": num_samples,
             "target_accept": target_accept,
             "decenter": ",".join(decenter),
+            "simplex": ",".join(simplex),
+            "max_tree_depth": max_tree_depth,
         }
-        results.append(FitResult(own, own_stats, status, seconds, settings))
-    return results
+        return cls(model, run, settings)
+
+    def __call__(
+        self,
+        batched: Any,
+        *shared: Any,
+        rng_seed: int = 0,
+        max_rhat: float = 1.05,
+        min_ess: float = 100.0,
+    ) -> list[FitResult]:
+        """One `FitResult` per data set, see `nuts_batch`."""
+        start = time.perf_counter()
+        size = len(jax.tree.leaves(batched)[0])
+        first = jax.tree.map(lambda leaf: leaf[0], batched)
+        sites = latent_sites(self.model, first, *shared)
+        keys = jax.random.split(jax.random.key(rng_seed), (size, self.settings["num_chains"]))
+        samples, stats = jax.tree.map(np.asarray, self.run(keys, batched, *shared))
+        seconds = (time.perf_counter() - start) / size
+        settings = {"engine": "nuts_batch", "rng_seed": rng_seed, **self.settings}
+        samples = {k: v for k, v in samples.items() if not k.endswith("_decentered")}
+        statuses = diagnose_batch(samples, stats, sites, max_rhat=max_rhat, min_ess=min_ess)
+        return [
+            FitResult(
+                {k: v[b] for k, v in samples.items()},
+                {k: v[b] for k, v in stats.items()},
+                status,
+                seconds,
+                settings,
+            )
+            for b, status in enumerate(statuses)
+        ]

@@ -159,8 +159,18 @@ GRAPHS: dict[str, Graph] = {
         LITERAL,
         LITERAL_ANSWERS,
         EVERY_ARROW,
+        # The figure's strategy of a whole domain, with what was recalled taken at its word.
+        LITERAL_ANSWERS.replace("domain_strategy", e_to_o="on"),
         Graph("no_question", g_to_f=False),
         Graph("no_memory", e_to_o="off"),
         Graph("reliability", e_to_o="reliability"),
     )
 }
+
+
+def named_graph(name: str) -> Graph:
+    """The registered graph of this name. Raises ValueError with the names there are."""
+    try:
+        return GRAPHS[name]
+    except KeyError:
+        raise ValueError(f"no graph named {name!r}; known: {', '.join(GRAPHS)}.") from None

@@ -157,7 +157,7 @@ def two_skills(tmp_path) -> pathlib.Path:
 
 
 def commands() -> list[list[str]]:
-    one = ["observe", "fit", "predict", "report", "demo", "record"]
+    one = ["observe", "fit", "predict", "report", "ablate", "prove", "demo", "record"]
     two = ["evidence import", "evidence check", "evidence show", "tasks make", "tasks families"]
     return [name.split() for name in (*one, *two, "skills list", "skills show")]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-NOTEBOOKS = ("01_first_posterior.ipynb",)
+NOTEBOOKS = ("01_first_posterior.ipynb", "02_figure2.ipynb")
 
 
 def test_every_notebook_is_listed():

@@ -10,7 +10,8 @@ from scipy import stats
 from simulate import simulate_figure2
 
 from bayesmeta.inference.status import Outcome
-from bayesmeta.inference.svi import matched_noise, svi
+from bayesmeta.inference.svi import svi
+from bayesmeta.inference.svi_fit import matched_noise
 from bayesmeta.models.figure2 import HIERARCHICAL, figure2
 
 SIZE, TASKS = 21, 60

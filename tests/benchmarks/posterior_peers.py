@@ -3,7 +3,8 @@
 Both programs share the priors of `posterior_data`, mix the skills by a log-sum-exp, and leave
 the sampler at its defaults: NUTS, diagonal mass matrix, non-centred domains. Each returns draws
 of mu [chain, draw, K], W [chain, draw, K, P], delta [chain, draw, D, K] and tau_E [chain, draw],
-and the wall seconds of everything a user waits for: building the model, compiling, sampling.
+and the wall seconds of everything a user waits for: building the model, compiling, sampling and
+judging convergence, the last by one function for all tools.
 
 Run as a program, this file measures one peer alone.
 """
@@ -18,6 +19,7 @@ import numpy as np
 from posterior_data import MU_SCALE, TAU_SCALE, W_SCALE, Simulation, simulate
 
 NUM_CHAINS, NUM_WARMUP, NUM_SAMPLES = 2, 500, 500
+LATENT = ("u", "U", "tau_E", "v")
 
 Posterior = dict[str, np.ndarray]
 
@@ -29,11 +31,14 @@ def run_numpyro(
 
     ``chain_method="parallel"`` needs two JAX devices: call `use_two_cpu_devices` before JAX starts.
     """
+    import arviz  # noqa: F401  # imports are not timed
     import jax
     import jax.numpy as jnp
     import numpyro
     import numpyro.distributions as dist
     from numpyro.infer import MCMC, NUTS
+
+    from bayesmeta.inference.diagnose import diagnose_chains
 
     def model(log_likelihood, features, domain, contrast):
         num_features, free = features.shape[1], contrast.shape[1]
@@ -66,16 +71,22 @@ def run_numpyro(
         jnp.asarray(data.features),
         jnp.asarray(data.domain),
         jnp.asarray(data.contrast),
+        extra_fields=("diverging", "energy"),
     )
     samples = jax.device_get(mcmc.get_samples(group_by_chain=True))
+    fields = jax.device_get(mcmc.get_extra_fields(group_by_chain=True))
+    diagnose_chains(samples, fields, LATENT)
     seconds = time.perf_counter() - start
     return {name: np.asarray(samples[name]) for name in ("mu", "W", "delta", "tau_E")}, seconds
 
 
 def run_nutpie(data: Simulation, seed: int = 0) -> tuple[Posterior, float]:
     """PyMC, sampled by nutpie on its default (numba) backend, both chains at once."""
+    import arviz  # noqa: F401  # imports are not timed
     import nutpie
     import pymc
+
+    from bayesmeta.inference.diagnose import diagnose_chains
 
     pm: Any = pymc  # its tensors' operators are beyond the type checker
     free, num_features = data.contrast.shape[1], data.features.shape[1]
@@ -101,8 +112,13 @@ def run_nutpie(data: Simulation, seed: int = 0) -> tuple[Posterior, float]:
         progress_bar=False,
         save_warmup=False,
     )
+    posterior, stats = trace["posterior"], trace["sample_stats"]
+    diagnose_chains(
+        {name: np.asarray(posterior[name]) for name in LATENT},
+        {name: np.asarray(stats[name]) for name in ("diverging", "energy")},
+        LATENT,
+    )
     seconds = time.perf_counter() - start
-    posterior = trace["posterior"]
     return {name: np.asarray(posterior[name]) for name in ("mu", "W", "delta", "tau_E")}, seconds
 
 

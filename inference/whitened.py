@@ -1,0 +1,254 @@
+"""Sampling in coordinates that a Laplace approximation has made about standard.
+
+Three things make hierarchical models with thousands of tasks slow to sample, and each has its
+remedy here, none of which changes the posterior:
+
+* correlated parameters: x = mode + L z, where L L^T is the Laplace covariance;
+* the funnel of group effects and their scale: each effect is centred by c, the share of its
+  precision that the data supply (Papaspiliopoulos, Roberts & Skold 2007; Gorinova, Moore &
+  Hoffman 2020). Rich groups come out centred, poor ones not;
+* compilation: warm-up, draws and deterministic sites are one XLA program that holds the density
+  once. It is traced and compiled while another thread seeks the mode.
+
+The engines `whitened_nuts` and `whitened_hmc` differ only in the kernel that they bring.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from numpyro import handlers
+from numpyro.distributions import Distribution
+from numpyro.infer.hmc import HMC
+from numpyro.infer.reparam import LocScaleReparam
+from numpyro.infer.util import ParamInfo, log_density
+from threadpoolctl import threadpool_limits
+
+from bayesmeta.inference.diagnose import diagnose_chains
+from bayesmeta.inference.fit_result import FitResult
+from bayesmeta.inference.group_effects import base_of, latent_of, obstacle, shape_params
+from bayesmeta.inference.laplace import LaplaceError, laplace
+from bayesmeta.inference.nuts import nuts
+from bayesmeta.inference.sharding import is_sharded
+
+#: Makes a NumPyro kernel for a potential function of a flat vector.
+MakeKernel = Callable[[Callable[[Any], Any]], HMC]
+
+#: The made-up energy of a starting point, in nats: higher than any real one, see `Whitened.chain`.
+_UNKNOWN_ENERGY = 1e30
+
+
+def fit_whitened(
+    engine: str,
+    make_kernel: MakeKernel,
+    model: Callable[..., Any],
+    model_args: tuple[Any, ...],
+    *,
+    group: str,
+    scale: str,
+    progress: bool,
+    plain: dict[str, Any],
+    special: dict[str, float],
+) -> FitResult:
+    """Fit by a kernel in whitened coordinates, or by plain `nuts` where there are none.
+
+    Args:
+      engine: name for the settings.
+      group, scale, progress: see `whitened_nuts`.
+      plain: the settings that plain `nuts` understands too.
+      special: the kernel's own settings, for the record.
+
+    Raises:
+      ValueError: fewer than two chains or no warm-up, or no latent site of that name.
+    """
+    if plain["num_chains"] < 2:
+        raise ValueError(
+            f"num_chains must be at least 2, got {plain['num_chains']}: R-hat compares chains."
+        )
+    if plain["num_warmup"] < 1:
+        raise ValueError(
+            f"num_warmup must be at least 1, got {plain['num_warmup']}: the first step only finds "
+            "the energy of the starting point. Ask for some hundred."
+        )
+    start = time.perf_counter()
+    sites = latent_of(model, model_args)
+    for name in (group, scale):
+        if name not in sites:
+            raise ValueError(
+                f"the program has no latent site {name!r}; it has {sorted(sites)}. Pass the names "
+                "of the group effects and of their scale as group= and scale=."
+            )
+    named = {"engine": engine, "group": group, "scale": scale, **special}
+    fallback = obstacle(sites, group, scale)
+    if not fallback:
+        try:
+            whitened = Whitened(model, model_args, sites, group, scale)
+            samples, stats = whitened.sample(
+                make_kernel, **{k: v for k, v in plain.items() if k != "target_accept"}
+            )
+        except LaplaceError as error:
+            fallback = str(error)
+        else:
+            return FitResult(
+                samples=samples,
+                sample_stats=stats,
+                status=diagnose_chains(samples, stats, sites),
+                seconds=time.perf_counter() - start,
+                settings={**plain, **named, "fallback": ""},
+            )
+    decenter = (group,) if set(base_of(sites[group]).arg_constraints) == {"loc", "scale"} else ()
+    result = nuts(model, *model_args, **plain, decenter=decenter, progress=progress)
+    return dataclasses.replace(
+        result,
+        seconds=time.perf_counter() - start,
+        settings={**result.settings, **named, "fallback": f"nuts, because {fallback}"},
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Whitened:
+    """A program as a density over flat vectors, sites in order of ``sites``.
+
+    Arrays are passed, not closed over: as constants XLA would spend long folding them.
+    """
+
+    model: Callable[..., Any]
+    model_args: tuple[Any, ...]
+    sites: dict[str, Distribution]
+    group: str
+    scale: str
+
+    def sample(
+        self, make_kernel: MakeKernel, *, rng_seed, num_chains, num_warmup, num_samples
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Samples and statistics, [chain, draw, *shape]. Raises LaplaceError."""
+        dtype, size = np.dtype(jnp.result_type(float)), self.size
+        arrays = [leaf for leaf in jax.tree.leaves(self.model_args) if _is_array(leaf)]
+        # Drawn on the host: each small JAX function would be compiled on its own.
+        keys = np.random.SeedSequence(rng_seed).generate_state(2 * num_chains).reshape(-1, 2)
+        noise = np.random.default_rng(rng_seed).normal(size=(num_chains, size)).astype(dtype)
+        group_shape = self.sites[self.group].shape()
+        blank = (np.zeros(size, dtype), np.eye(size, dtype=dtype), np.ones(group_shape, dtype))
+
+        def chain(key, z, mode, axes, centring, arrays):
+            return self.chain(
+                make_kernel, num_warmup, num_samples, key, z, mode, axes, centring, arrays
+            )
+
+        in_axes = (0, 0, None, None, None, None)
+        if jax.local_device_count() >= num_chains and not is_sharded(arrays):
+            spread: Any = jax.pmap(chain, in_axes=in_axes)
+        else:
+            spread = jax.jit(jax.vmap(chain, in_axes))
+        curvature = jax.jit(self.curvature).lower(blank[0], arrays)
+        with ThreadPoolExecutor(1) as pool:
+            coordinates = pool.submit(self.coordinates, curvature, arrays, dtype)
+            run = spread.lower(keys, noise, *blank, arrays).compile()
+            out = run(keys, noise, *coordinates.result(), arrays)
+        return jax.device_get(out)
+
+    def chain(
+        self, make_kernel, num_warmup, num_samples, key, z, mode, axes, centring, arrays
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """One chain from ``z`` [size]: sites and statistics, [draw, *shape]."""
+        partly = LocScaleReparam(centring, shape_params(self.sites[self.group]))
+        program = handlers.reparam(self.model, config={self.group: partly})
+        args = self._rebuild(arrays)
+
+        def evaluate(z):
+            return self._potential(program, args, mode + axes @ z, f"{self.group}_decentered")
+
+        def step(state, _):
+            state = kernel.sample(state, (), {})
+            kept = (state.diverging, state.energy, state.num_steps, state.accept_prob)
+            return state, (state.z, *kept, -state.potential_energy)
+
+        kernel = make_kernel(lambda z: evaluate(z)[0])
+        # To compute the energy of the starting point would compile the density a second time.
+        # With one that is made up and very high the first step of the warm-up always moves.
+        first = ParamInfo(z, jnp.asarray(_UNKNOWN_ENERGY, z.dtype), jnp.zeros_like(z))
+        state = kernel.init(jax.random.wrap_key_data(key), num_warmup, first, (), {})
+        # One scan for warm-up and draws: two would compile the sampler twice.
+        _, out = lax.scan(step, state, length=num_warmup + num_samples)
+        z, *stats = jax.tree.map(lambda v: v[num_warmup:], out)
+        names = ("diverging", "energy", "n_steps", "acceptance_rate", "lp")
+        return jax.vmap(lambda z: self._kept(evaluate(z)[1]))(z), dict(
+            zip(names, stats, strict=True)
+        )
+
+    def coordinates(self, lowered: Any, arrays: list[Any], dtype: np.dtype) -> tuple[Any, ...]:
+        """Mode [size], axes [size, size] and centring [*group shape] of the whitened sampler."""
+        log_tau = self.slices[self.scale].start
+        on_device, curvature = jax.device_put(arrays), lowered.compile()
+
+        def evaluate(x):
+            *found, mismatch = jax.device_get(curvature(x.astype(dtype), on_device))
+            if not mismatch < 1e-3:
+                raise LaplaceError(f"{self.group!r} has not location 0 and scale {self.scale!r}")
+            value, gradient, hessian = (np.asarray(part, np.float64) for part in found)
+            return float(value), gradient, hessian
+
+        # Matrices are small: BLAS threads would take the compiler's cores and gain nothing.
+        with threadpool_limits(1, user_api="blas"):
+            approximation = laplace(evaluate, np.zeros(self.size), log_tau)
+            mode, axes, centring = approximation.partly_centred(log_tau, self.slices[self.group])
+        group_shape = self.sites[self.group].shape()
+        return mode.astype(dtype), axes.astype(dtype), centring.reshape(group_shape).astype(dtype)
+
+    def curvature(self, x: Any, arrays: list[Any]) -> tuple[Any, ...]:
+        """Negative log density, gradient, Hessian, and how far the group is from N(0, tau^2)."""
+        args = self._rebuild(arrays)
+
+        def potential(x):
+            value, trace = self._potential(self.model, args, x, self.group)
+            effects: Any = base_of(trace[self.group]["fn"])
+            tau = trace[self.scale]["value"]
+            mismatch = jnp.abs(effects.loc).max() + jnp.abs(effects.scale / tau - 1).max()
+            return value, (value, mismatch)
+
+        slope = jax.grad(potential, has_aux=True)
+        gradient, push, (value, mismatch) = jax.linearize(slope, x, has_aux=True)
+        hessian = lax.map(push, jnp.eye(x.size, dtype=x.dtype))
+        return value, gradient, hessian, mismatch
+
+    def _potential(self, program, args, x, group: str) -> tuple[Any, dict[str, Any]]:
+        """Negative log density at x [size], log scale among it, and the program's trace there."""
+        values = {k: x[own].reshape(self.sites[k].shape()) for k, own in self.slices.items()}
+        values[group] = values.pop(self.group)
+        log_tau = values[self.scale]
+        values[self.scale] = jnp.exp(log_tau)
+        log_joint, trace = log_density(program, args, {}, values)
+        return -(log_joint + log_tau), trace
+
+    def _kept(self, trace: dict[str, Any]) -> dict[str, Any]:
+        names = [k for k, site in trace.items() if k in self.sites or _is_deterministic(site)]
+        return {k: trace[k]["value"] for k in names}
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Where each site lies in a flat vector."""
+        ends = np.cumsum([0, *(int(np.prod(fn.shape())) for fn in self.sites.values())]).tolist()
+        return {k: slice(*ends[i : i + 2]) for i, k in enumerate(self.sites)}
+
+    @property
+    def size(self) -> int:
+        return max(own.stop for own in self.slices.values())
+
+    def _rebuild(self, arrays: list[Any]) -> tuple[Any, ...]:
+        leaves, structure = jax.tree.flatten(self.model_args)
+        rest = iter(arrays)
+        return structure.unflatten([next(rest) if _is_array(v) else v for v in leaves])
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray))
+
+
+def _is_deterministic(site: dict[str, Any]) -> bool:
+    return site["type"] == "deterministic"
