@@ -57,7 +57,7 @@ def record(
 ) -> xr.Dataset:
     """Score every recorded task under every default skill and save the evidence.
 
-    Took 27 minutes on 2 shared cores. Interrupted, it goes on from the cache.
+    Took 65 minutes of processor time on 2 shared cores. Interrupted, it goes on from the cache.
 
     Args:
       path: netCDF file to write.

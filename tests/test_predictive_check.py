@@ -1,0 +1,52 @@
+"""Replicated outcomes against observed ones."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from simulate import planted_evidence
+
+import bayesmeta
+from bayesmeta.posterior import group
+from bayesmeta.predictive_check import plot_predictive_check, predictive_check
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    evidence = planted_evidence(num_tasks=160)
+    settings = {"num_chains": 2, "num_warmup": 300, "num_samples": 300}
+    return evidence, bayesmeta.fit(evidence, **settings)
+
+
+def test_a_right_model_replicates_what_was_observed(fitted):
+    evidence, posterior = fitted
+    table = predictive_check(posterior, evidence)
+    assert list(table.index) == ["d0", "d1", "d2", "d3"] and table["tasks"].sum() == 120
+    # Under the right model p is about uniform: four values below 0.001 or above 0.999 by chance
+    # have probability 0.008.
+    assert table["p"].between(0.001, 0.999).all()
+    assert (table["low"] <= table["replicated"]).all() and (table["high"] <= 1).all()
+
+
+def test_outcomes_of_another_model_are_noticed(fitted):
+    evidence, posterior = fitted
+    wrong = evidence.copy(deep=True)
+    favourite = wrong["log_likelihood"].mean(("skill", "trace")).argmin("candidate")
+    wrong["gold"] = ("task", np.asarray(favourite.values, np.int64))
+    assert (predictive_check(posterior, wrong)["p"] > 0.99).any()
+
+
+def test_the_observed_share_is_a_count(fitted):
+    evidence, posterior = fitted
+    table = predictive_check(posterior, evidence)
+    tasks = group(posterior, "posterior_predictive")["task"].values
+    own = evidence.sel(task=tasks)
+    favourite = np.exp(own["log_likelihood"].isel(trace=0)).mean("skill").argmax("candidate")
+    right = (favourite.values == own["gold"].values)[own["domain"].values == "d1"]
+    assert table.loc["d1", "observed"] == pytest.approx(right.mean())
+
+
+def test_the_picture_names_every_domain(fitted):
+    evidence, posterior = fitted
+    figure = plot_predictive_check(predictive_check(posterior, evidence))
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["d0", "d1", "d2", "d3"]
+    plt.close("all")
