@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bayesmeta.cli_terminal import CommandError, interruptible, note, progress_bar, say, say_table
+from bayesmeta.cli_terminal import (
+    CommandError,
+    interruptible,
+    named_or_json,
+    note,
+    progress_bar,
+    say,
+    say_table,
+)
 
 if TYPE_CHECKING:
     from bayesmeta.models.graph import Graph
@@ -173,27 +181,19 @@ def _priors(text: str) -> "list[Prior]":
 
     if text == "all":
         return list(PRIORS.values())
-    return [_named(name, PRIORS, Prior.from_json, "--priors") for name in _names(text, "--priors")]
+    return [
+        named_or_json(name, PRIORS, Prior.from_json, "--priors")
+        for name in _names(text, "--priors")
+    ]
 
 
 def _graphs(text: str) -> "list[Graph]":
     from bayesmeta.models.graph import GRAPHS, Graph
 
-    return [_named(name, GRAPHS, Graph.from_json, "--graphs") for name in _names(text, "--graphs")]
-
-
-def _named(name: str, known: Any, from_json: Any, option: str) -> Any:
-    if name in known:
-        return known[name]
-    path = Path(name)
-    if not path.is_file():
-        raise CommandError(
-            f"{option} names {name!r}, which is neither one of {', '.join(known)} nor a JSON file."
-        )
-    try:
-        return from_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CommandError(f"{path}: {error}") from error
+    return [
+        named_or_json(name, GRAPHS, Graph.from_json, "--graphs")
+        for name in _names(text, "--graphs")
+    ]
 
 
 def _names(text: str, option: str) -> list[str]:

@@ -13,6 +13,7 @@ from bayesmeta.cli_terminal import (
     CommandError,
     check_out,
     interruptible,
+    named_or_json,
     say,
     say_table,
     waiting,
@@ -28,6 +29,8 @@ class Engine(StrEnum):
     NUTS = "nuts"
     SVI = "svi"
     WHITENED_NUTS = "whitened_nuts"
+    PYRO_NUTS = "pyro_nuts"
+    PYRO_SVI = "pyro_svi"
 
 
 #: Diagnostic: how it is printed, and what it should be.
@@ -49,7 +52,11 @@ def fit(
     out: Annotated[Path, typer.Option(help="Where to write the posterior.")] = Path("posterior.nc"),
     prior: Annotated[
         str | None,
-        typer.Option(help="hierarchical, hierarchical_beta, or a JSON file of a prior."),
+        typer.Option(help="A named prior, hierarchical_beta, or a JSON file of a prior."),
+    ] = None,
+    graph: Annotated[
+        str | None,
+        typer.Option(help="A named reading of Figure 2, or a JSON file of one."),
     ] = None,
     engine: Annotated[
         Engine,
@@ -83,6 +90,7 @@ def fit(
       bayesmeta fit evidence.nc --out posterior.nc
       bayesmeta fit evidence.nc --beta held_out --chains 4 --samples 2000
       bayesmeta fit evidence.nc --engine svi --steps 20000
+      bayesmeta fit evidence.nc --prior horseshoe --graph reliability
     """
     check_out(out, netcdf=True)
     inverse_temperature = _beta(beta)
@@ -93,12 +101,14 @@ def fit(
 
     loaded = bayesmeta.load_evidence(evidence)
     chosen = None if prior is None else _prior(prior)
+    reading = None if graph is None else _graph(graph)
     with waiting(f"fitting {loaded.sizes['task']} tasks by {engine.value}"):
         tree = interruptible(
             lambda: bayesmeta.fit(
                 loaded,
                 chosen,
                 engine=engine.value,
+                graph=reading,
                 beta=inverse_temperature,
                 rng_seed=seed,
                 **settings,
@@ -134,21 +144,18 @@ def _beta(text: str) -> Any:
 
 
 def _prior(name: str) -> Any:
-    from bayesmeta.models.figure2 import HIERARCHICAL, HIERARCHICAL_BETA
+    from bayesmeta.models.figure2 import HIERARCHICAL_BETA
     from bayesmeta.models.prior import Prior
+    from bayesmeta.models.priors import PRIORS
 
-    known = {prior.name: prior for prior in (HIERARCHICAL, HIERARCHICAL_BETA)}
-    if name in known:
-        return known[name]
-    path = Path(name)
-    if not path.is_file():
-        raise CommandError(
-            f"--prior is {name!r}, which is neither one of {', '.join(known)} nor a JSON file."
-        )
-    try:
-        return Prior.from_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CommandError(f"{path}: {error}") from error
+    known = {**PRIORS, HIERARCHICAL_BETA.name: HIERARCHICAL_BETA}
+    return named_or_json(name, known, Prior.from_json, "--prior")
+
+
+def _graph(name: str) -> Any:
+    from bayesmeta.models.graph import GRAPHS, Graph
+
+    return named_or_json(name, GRAPHS, Graph.from_json, "--graph")
 
 
 def _settings(
@@ -162,7 +169,9 @@ def _settings(
     """What was given on the command line, under the engine's own names."""
     of_nuts = {"num_chains": chains, "num_warmup": warmup, "target_accept": target_accept}
     of_svi = {"num_steps": steps}
-    mine, others = (of_svi, of_nuts) if engine is Engine.SVI else (of_nuts, of_svi)
+    mine, others = (
+        (of_svi, of_nuts) if engine in (Engine.SVI, Engine.PYRO_SVI) else (of_nuts, of_svi)
+    )
     foreign = [name for name, value in others.items() if value is not None]
     if foreign:
         option = foreign[0].removeprefix("num_").replace("_", "-")

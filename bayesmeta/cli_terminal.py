@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -270,6 +270,21 @@ def _with_notes(error: Exception) -> str:
         text = str(error) or type(error).__name__
     notes = getattr(error, "__notes__", []) or getattr(error.__cause__, "__notes__", [])
     return " ".join([text, *notes])
+
+
+def named_or_json(name: str, known: Mapping[str, Any], from_json: Any, option: str) -> Any:
+    """What ``known`` has under this name, or what the JSON file of this name holds."""
+    if name in known:
+        return known[name]
+    path = Path(name)
+    if not path.is_file():
+        raise CommandError(
+            f"{option} names {name!r}, which is neither one of {', '.join(known)} nor a JSON file."
+        )
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CommandError(f"{path}: {error}") from error
 
 
 def _missing_module(error: ModuleNotFoundError) -> str:

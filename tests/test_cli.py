@@ -352,7 +352,8 @@ def test_what_fit_does_with_its_results(evidence_file, posterior_file, fitted, m
     result = run("fit", evidence_file, "--out", posterior_file, *words)
     assert "Converged" in result.stdout and "domain 2" in result.stdout
     assert bayesmeta.load_posterior(posterior_file).attrs["status"] == "CONVERGED"
-    assert calls[2][1] == {"engine": "svi", "beta": "held_out", "rng_seed": 9, "num_steps": 500}
+    asked = {"engine": "svi", "graph": None, "beta": "held_out", "rng_seed": 9, "num_steps": 500}
+    assert calls[2][1] == asked
     prior = posterior_file.with_name("prior.json")
     prior.write_text(bayesmeta.HIERARCHICAL.replace("mine").to_json())
     run("fit", evidence_file, "--out", posterior_file, "--prior", prior)
