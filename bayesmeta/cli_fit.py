@@ -29,6 +29,7 @@ class Engine(StrEnum):
     NUTS = "nuts"
     SVI = "svi"
     WHITENED_NUTS = "whitened_nuts"
+    WHITENED_HMC = "whitened_hmc"
     PYRO_NUTS = "pyro_nuts"
     PYRO_SVI = "pyro_svi"
 
@@ -60,7 +61,7 @@ def fit(
     ] = None,
     engine: Annotated[
         Engine,
-        typer.Option(help="nuts is the reference; whitened_nuts suits thousands of tasks."),
+        typer.Option(help="nuts is the reference; whitened_* suit thousands of tasks."),
     ] = Engine.NUTS,
     beta: Annotated[
         str,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayesmeta.atomic import atomic_write
-from bayesmeta.proof_cells import ProofCell, Tier, cells, quantities_of
+from bayesmeta.proof_catalogue import catalogue, fingerprint
+from bayesmeta.proof_cells import ProofCell, Tier, quantities_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,7 +127,7 @@ def prove(
     """Compute every cell of a tier, or take it from ``folder`` where it has been computed before.
 
     Cells are kept one by one as they are done, so that a run that was killed goes on where it
-    stopped. A cell is computed again when the code of models, engines or cells has changed.
+    stopped. A cell is computed again when the code that it runs has changed.
 
     Args:
       folder: gets ``proof.csv`` (one row per cell), ``quantities.csv`` (one row per quantity),
@@ -144,22 +145,22 @@ def prove(
     """
     import pandas as pd
 
+    every_cell = catalogue()
     chosen = [
         cell
-        for cell in cells()
+        for cell in every_cell
         if cell.replications[tier] and (not only or {cell.model, cell.engine} & set(only))
     ]
     if not chosen:
-        known = sorted({name for cell in cells() for name in (cell.model, cell.engine)})
+        known = sorted({name for cell in every_cell for name in (cell.model, cell.engine)})
         raise ValueError(f"no cell of tier {tier!r} is named {list(only)}; known: {known}.")
     (folder / "cells").mkdir(parents=True, exist_ok=True)
-    source = _fingerprint()
     done: list[Proven] = []
     with compiled_once(folder / "compiled"):
         for index, cell in enumerate(chosen):
             if progress:
                 progress(index, len(chosen), cell.name)
-            done.append(_prove_or_load(cell, tier, folder, source, rng_seed))
+            done.append(_prove_or_load(cell, tier, folder, rng_seed))
             picture = folder / f"{cell.name}.png"
             if not picture.exists():
                 atomic_write(picture, lambda path: draw_ranks(done[-1].calibration, path))
@@ -187,7 +188,7 @@ def prove_cell(cell: ProofCell, num_replications: int, rng_seed: int = 0) -> Pro
         case.data,
         with_observations=case.with_observations,
         engine=cell.fit(),
-        quantities=quantities_of(case),
+        quantities=quantities_of(case, cell.ranked),
         num_replications=num_replications,
         rng_seed=rng_seed,
     )
@@ -286,12 +287,18 @@ def compiled_once(folder: Path) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def _prove_or_load(cell: ProofCell, tier: Tier, folder: Path, source: str, rng_seed: int) -> Proven:
+def _prove_or_load(cell: ProofCell, tier: Tier, folder: Path, rng_seed: int) -> Proven:
     from bayesmeta.inference.calibration import Calibration
 
     count = cell.replications[tier]
     assert count is not None
-    settings = [source, cell.name, dataclasses.asdict(cell.sizes), count, rng_seed]
+    settings = [
+        fingerprint(cell.source),
+        cell.name,
+        dataclasses.asdict(cell.sizes),
+        count,
+        rng_seed,
+    ]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     path = folder / "cells" / f"{cell.name}-{tier}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -321,25 +328,6 @@ def _fewest_recovered(calibration: "Calibration") -> float:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def _fingerprint() -> str:
-    """Of everything that a result depends on: our sources, and the versions below them."""
-    import jax
-    import numpyro
-
-    import bayesmeta
-
-    root = Path(bayesmeta.__file__).parent
-    files = [
-        *(root / "models").glob("*.py"),
-        *(root / "inference").glob("*.py"),
-        *root.glob("proof_*.py"),
-    ]
-    digest = hashlib.sha256(f"{jax.__version__} {numpyro.__version__}".encode())
-    for file in sorted(files):
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()
 
 
 def _counts(found: dict[str, int]) -> str:

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-NOTEBOOKS = ("01_first_posterior.ipynb", "02_figure2.ipynb")
+NOTEBOOKS = (
+    "01_first_posterior.ipynb",
+    "02_figure2.ipynb",
+    "03_diagnostics.ipynb",
+    "04_prior_ablation.ipynb",
+)
 
 
 def test_every_notebook_is_listed():

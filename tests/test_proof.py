@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from bayesmeta import cli_prove, proof
+from bayesmeta import cli_prove, proof, proof_catalogue
 from bayesmeta.cli_terminal import Commands
 from bayesmeta.inference.calibration import Calibration
 from bayesmeta.proof_cells import REPLICATIONS, cells
@@ -23,7 +23,7 @@ CELLS = {cell.name: cell for cell in cells()}
 def same_code():
     """Whoever edits the sources while tests run does not make cells stale."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "_fingerprint", lambda: "code")
+        patch.setattr(proof, "fingerprint", lambda module: "code")
         yield
 
 
@@ -103,11 +103,30 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         proof.prove(tmp_path, "full", only=["nuts"])
     assert computed[0] == first[1] and first[0] not in computed
-    monkeypatch.setattr(proof, "_fingerprint", lambda: "other code")
+    monkeypatch.setattr(proof, "fingerprint", lambda module: "other code")
     computed.clear()
     with pytest.raises(KeyboardInterrupt):
         proof.prove(tmp_path, "full", only=["nuts"])
     assert computed[0] == first[0]
+
+
+def test_a_cell_depends_on_the_code_that_it_may_run_and_on_no_other(monkeypatch):
+    found = proof_catalogue.imported_from_here("bayesmeta.proof_cells")
+    late = "bayesmeta.inference.whitened_nuts"  # imported within a function
+    assert {"bayesmeta.models.figure2", "bayesmeta.models.prior", late} < found
+    assert not {"bayesmeta.cli", "bayesmeta.proof", "bayesmeta.llm.local"} & found
+    compute, read = proof_catalogue.fingerprint.__wrapped__, proof_catalogue._source
+    before = compute("bayesmeta.proof_cells")
+    for changed, same in (("bayesmeta.cli", True), (late, False)):
+        monkeypatch.setattr(
+            proof_catalogue, "_source", lambda name, c=changed: read(name) + b"#" * (name == c)
+        )
+        assert (compute("bayesmeta.proof_cells") == before) == same
+
+
+def test_every_cell_of_the_catalogue_has_a_name_of_its_own():
+    names = [cell.name for cell in proof_catalogue.catalogue()]
+    assert len(set(names)) == len(names) >= 15
 
 
 class TestVerdicts:

@@ -6,6 +6,7 @@ padded on the left, and all rows grow by one column per step.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,6 +78,12 @@ class RowCache(DynamicCache):
             self.buffers[layer] = (keys[rows], values[rows])
 
 
+def holding(model: Any, cache: RowCache | None) -> dict[str, Any]:
+    """The cache as a keyword argument, whose name changed within transformers 5."""
+    names = inspect.signature(type(model).forward).parameters
+    return {"cache" if "cache" in names else "past_key_values": cache}
+
+
 def forward_trie(
     model: Any, trie: PackedTrie, keep: Int[np.ndarray, " kept"], cache: RowCache | None = None
 ) -> Float[torch.Tensor, "kept vocabulary"]:
@@ -91,9 +98,9 @@ def forward_trie(
         input_ids=torch.from_numpy(trie.tokens).to(device)[None],
         position_ids=torch.from_numpy(trie.depth).to(device)[None],
         attention_mask=mask,
-        past_key_values=cache,
         use_cache=cache is not None,
         logits_to_keep=torch.from_numpy(keep).to(device),
+        **holding(model, cache),
     )
     if cache is not None:
         cache.filled = len(trie)
@@ -255,9 +262,9 @@ def sample_rows(
                 input_ids=tokens[:, None],
                 position_ids=position,
                 attention_mask=mask[..., : cache.filled + 1],
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **holding(model, cache),
             )
             .logits[:, -1]
             .float()
