@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bayesmeta.llm.local import LocalLLM as LocalLLM
     from bayesmeta.llm.server import ServerLLM as ServerLLM
     from bayesmeta.llm.tabular import TabularLLM as TabularLLM
+    from bayesmeta.memory import Memory as Memory
     from bayesmeta.models.figure2 import HIERARCHICAL as HIERARCHICAL
     from bayesmeta.models.prior import Prior as Prior
     from bayesmeta.models.prior import SitePrior as SitePrior
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from bayesmeta.posterior import save_posterior as save_posterior
     from bayesmeta.prediction import predict as predict
     from bayesmeta.prior_check import prior_predictive as prior_predictive
+    from bayesmeta.reflection import Forgetting as Forgetting
+    from bayesmeta.reflection import reflect as reflect
     from bayesmeta.skills import Skill as Skill
     from bayesmeta.skills import Stage as Stage
     from bayesmeta.skills import default_skills as default_skills
@@ -42,8 +45,10 @@ if TYPE_CHECKING:
 #: Public name -> where it lives, and what it is called there.
 _PUBLIC = {
     "AbstractLLM": ("bayesmeta.llm.base", "AbstractLLM"),
+    "Forgetting": ("bayesmeta.reflection", "Forgetting"),
     "HIERARCHICAL": ("bayesmeta.models.figure2", "HIERARCHICAL"),
     "LocalLLM": ("bayesmeta.llm.local", "LocalLLM"),
+    "Memory": ("bayesmeta.memory", "Memory"),
     "Prior": ("bayesmeta.models.prior", "Prior"),
     "Sampling": ("bayesmeta.llm.base", "Sampling"),
     "ServerLLM": ("bayesmeta.llm.server", "ServerLLM"),
@@ -63,6 +68,7 @@ _PUBLIC = {
     "observe": ("bayesmeta.observation", "observe"),
     "predict": ("bayesmeta.prediction", "predict"),
     "prior_predictive": ("bayesmeta.prior_check", "prior_predictive"),
+    "reflect": ("bayesmeta.reflection", "reflect"),
     "read_tasks": ("bayesmeta.task_files", "read_tasks"),
     "save_evidence": ("bayesmeta.evidence_io", "save"),
     "save_posterior": ("bayesmeta.posterior", "save_posterior"),

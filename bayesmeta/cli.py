@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bayesmeta import cli_ablate, cli_data, cli_fit, cli_judge, cli_observe, cli_prove
+from bayesmeta import cli_ablate, cli_data, cli_fit, cli_judge, cli_memory, cli_observe, cli_prove
 from bayesmeta.cli_terminal import INTERRUPTED, Commands, check_out, interruptible, progress_bar
 
 app = typer.Typer(
@@ -24,9 +24,11 @@ app.command("predict")(cli_judge.predict)
 app.command("report")(cli_judge.report)
 app.command("ablate")(cli_ablate.ablate)
 app.command("prove")(cli_prove.prove)
+app.command("reflect")(cli_memory.reflect)
 app.add_typer(cli_data.evidence, name="evidence")
 app.add_typer(cli_data.tasks, name="tasks")
 app.add_typer(cli_data.skills, name="skills")
+app.add_typer(cli_memory.memory, name="memory")
 
 
 def _version(wanted: bool) -> None:

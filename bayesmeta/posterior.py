@@ -1,17 +1,15 @@
 """The posterior as an ArviZ DataTree: made, judged, saved and loaded."""
 
-import importlib
-import importlib.metadata
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import xarray as xr
 
 from bayesmeta.arrays import Encoding
 from bayesmeta.atomic import atomic_write
+from bayesmeta.posterior_tree import datatree
 
 #: Site -> names of its dimensions after (chain, draw).
 DIMS = {
@@ -29,12 +27,6 @@ DIMS = {
     "vartheta": ["domain"],
     "O": ["task"],
 }
-_PACKAGES = ("bayesmeta", "jax", "numpyro", "arviz", "xarray")
-#: Language of a program -> the module that runs it, and the packages that it needs besides.
-_STRUCTURE = {
-    "numpyro": ("bayesmeta.inference.structure", ()),
-    "pyro": ("bayesmeta.inference.pyro_structure", ("torch", "pyro-ppl")),
-}
 
 
 class NotConvergedError(RuntimeError):
@@ -51,7 +43,7 @@ def to_datatree(
     attributes: Mapping[str, Any],
     language: Literal["numpyro", "pyro"] = "numpyro",
 ) -> xr.DataTree:
-    """Assemble every group that ArviZ can use from an engine's draws.
+    """Draws of Figure 2 with the names of its skills, domains, features and tasks.
 
     Args:
       result: a `bayesmeta.inference.fit_result.FitResult`.
@@ -61,31 +53,17 @@ def to_datatree(
       attributes: what identifies the fit: ``model``, ``prior``, ``beta``, ``evidence_hash``.
       language: what the program is written in.
     """
-    import arviz as az
-    import jax
-
-    module, packages = _STRUCTURE[language]
-    structure = importlib.import_module(module)
-    latent = structure.latent_sites(model, *model_args)
-    draws = {name: result.samples[name] for name in latent}
-    log_prior, log_likelihood, deterministic = structure.site_log_probs(model, draws, *model_args)
-    predictive = structure.posterior_predictive(
-        model, draws, *model_args, rng_seed=result.settings["rng_seed"]
-    )
     data = model_args[0]
-    tree = az.from_dict(
-        {
-            "posterior": {**draws, **deterministic},
-            "posterior_predictive": predictive,
-            "log_likelihood": log_likelihood,
-            "sample_stats": dict(result.sample_stats),
-            "observed_data": {"O": np.asarray(_observed(data))},
-            "constant_data": {
-                "x": encoding.standardise(evidence),
-                "domain_of_task": np.asarray(data.domain),
-                "feature_mean": encoding.feature_mean,
-                "feature_scale": encoding.feature_scale,
-            },
+    return datatree(
+        result,
+        model,
+        model_args,
+        observed={"O": _observed(data)},
+        constant={
+            "x": encoding.standardise(evidence),
+            "domain_of_task": data.domain,
+            "feature_mean": encoding.feature_mean,
+            "feature_scale": encoding.feature_scale,
         },
         coords={
             "skill": list(encoding.skill),
@@ -100,21 +78,9 @@ def to_datatree(
             "feature_mean": ["feature"],
             "feature_scale": ["feature"],
         },
+        attributes={**attributes, "llm": str(evidence.attrs.get("model", ""))},
+        language=language,
     )
-    # On its own, because its variables have the names of the sites but not their dimensions.
-    tree["log_prior"] = az.from_dict({"log_prior": log_prior})["log_prior"]
-    tree.attrs = {
-        **attributes,
-        **{f"setting_{name}": value for name, value in result.settings.items()},
-        "status": result.status.outcome.name,
-        "status_detail": result.status.detail,
-        "diagnostics": json.dumps(result.status.diagnostics, sort_keys=True),
-        "seconds": result.seconds,
-        "llm": str(evidence.attrs.get("model", "")),
-        "device": result.settings.get("device", jax.devices()[0].platform),
-        "packages": json.dumps({p: importlib.metadata.version(p) for p in (*_PACKAGES, *packages)}),
-    }
-    return tree
 
 
 def _observed(data: Any) -> Any:
