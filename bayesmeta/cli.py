@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from bayesmeta import cli_ablate, cli_data, cli_fit, cli_judge, cli_memory, cli_observe, cli_prove
+from bayesmeta import (
+    cli_ablate,
+    cli_data,
+    cli_explain,
+    cli_fit,
+    cli_judge,
+    cli_memory,
+    cli_observe,
+    cli_prefer,
+    cli_prove,
+)
 from bayesmeta.cli_terminal import INTERRUPTED, Commands, check_out, interruptible, progress_bar
 
 app = typer.Typer(
@@ -25,6 +35,8 @@ app.command("report")(cli_judge.report)
 app.command("ablate")(cli_ablate.ablate)
 app.command("prove")(cli_prove.prove)
 app.command("reflect")(cli_memory.reflect)
+app.command("explain")(cli_explain.explain)
+app.command("prefer")(cli_prefer.prefer)
 app.add_typer(cli_data.evidence, name="evidence")
 app.add_typer(cli_data.tasks, name="tasks")
 app.add_typer(cli_data.skills, name="skills")
