@@ -12,7 +12,7 @@ from pathlib import Path
 from bayesmeta.proof_cells import ProofCell
 
 #: Modules with a function ``cells()``, in the order of the table.
-MODULES = ("bayesmeta.proof_cells",)
+MODULES = ("bayesmeta.proof_cells", "bayesmeta.proof_reasoning")
 #: Packages outside this one that a result may depend on.
 _PACKAGES = ("jax", "numpyro")
 

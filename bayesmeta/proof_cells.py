@@ -115,7 +115,7 @@ def quantities_of(case: Case, ranked: tuple[str, ...] = ("F[0,0]",)) -> tuple[st
 def cells() -> list[ProofCell]:
     """Every reading of Figure 2 under every engine, in the order of the table."""
     both: Mapping[Tier, int | None] = dict(REPLICATIONS)
-    figure2_cell = ProofCell("figure2", "nuts", _figure2, _nuts("v"), replications=both)
+    figure2_cell = ProofCell("figure2", "nuts", _figure2, batched("v"), replications=both)
     controls = [
         dataclasses.replace(
             figure2_cell,
@@ -133,7 +133,7 @@ def cells() -> list[ProofCell]:
                 engine=engine,
                 case=_unenumerated(_figure2),
                 fit=functools.partial(_whitened, engine),
-                replications=_only_full(200),
+                replications=only_full(200),
             )
             for engine in ("whitened_nuts", "whitened_hmc")
         ),
@@ -144,7 +144,7 @@ def cells() -> list[ProofCell]:
             case=functools.partial(_figure2, narrow=True),
             fit=_svi,
             sizes=Sizes(num_domains=3),
-            replications=_only_full(200),
+            replications=only_full(200),
             vouched_only=True,
             note="posteriors near normal",
         ),
@@ -153,7 +153,7 @@ def cells() -> list[ProofCell]:
             engine="svi",
             case=_unenumerated(_figure2),
             fit=_svi,
-            replications=_only_full(60),
+            replications=only_full(60),
             vouched_only=True,
             note="60 replications: no normal distribution covers these posteriors",
         ),
@@ -186,7 +186,7 @@ def _full_cells() -> list[ProofCell]:
             graph.name,
             "nuts",
             _full(graph),
-            _nuts(
+            batched(
                 *(("v", "gamma") if graph.outcome == "success" else ("v",)),
                 simplex=("F_n",) if graph.strategy == "dirichlet" else (),
             ),
@@ -202,7 +202,7 @@ def _figure2(sizes: Sizes, beta: float = 1.0, narrow: bool = False) -> Case:
     only, where ``narrow``."""
     from bayesmeta.proof_enumeration import figure2_log_joint
 
-    model, prior = _figure2_program(narrow)
+    model, prior = figure2_program(narrow)
     return Case(
         model,
         Tempered.of(figure2_inputs(sizes), beta),
@@ -212,7 +212,7 @@ def _figure2(sizes: Sizes, beta: float = 1.0, narrow: bool = False) -> Case:
 
 
 @functools.cache
-def _figure2_program(narrow: bool) -> tuple[Callable[[Tempered], None], Any]:
+def figure2_program(narrow: bool) -> tuple[Callable[[Tempered], None], Any]:
     """One and the same function for all cells, which then share what is compiled for it."""
     from bayesmeta.models.figure2 import HIERARCHICAL, figure2
     from bayesmeta.models.prior import SitePrior
@@ -252,7 +252,7 @@ def _full(graph: Any) -> Callable[[Sizes], Case]:
     return case
 
 
-def _nuts(*decenter: str, simplex: tuple[str, ...] = ()) -> Callable[[], Callable[..., Any]]:
+def batched(*decenter: str, simplex: tuple[str, ...] = ()) -> Callable[[], Callable[..., Any]]:
     def make() -> Callable[..., Any]:
         from bayesmeta.inference.sbc import batched_nuts
 
@@ -279,5 +279,5 @@ def _svi() -> Callable[..., Any]:
     return one_by_one(svi, num_samples=990)
 
 
-def _only_full(count: int) -> Mapping[Tier, int | None]:
+def only_full(count: int) -> Mapping[Tier, int | None]:
     return {"full": count, "fast": None}

@@ -33,26 +33,26 @@ def figure2_log_joint(sites: _Sites, data: Figure2Data, prior: Prior) -> float:
         ]
     )
     weights = np.array([_softmax(eta[:, n]) for n in range(num_tasks)]).T
-    return _log_prior(sites, prior) + _log_sum_over_assignments(weights, per_skill)
+    return log_prior_of(sites, prior) + _log_sum_over_assignments(weights, per_skill)
 
 
 def full_log_joint(sites: _Sites, data: FullData, prior: Prior, graph: Graph) -> float:
     """log p(sites, O) in nats of `bayesmeta.models.figure2_full.figure2_full`."""
     eta, eta_domain = _logits(sites, data, data.num_skills, g_to_f=graph.g_to_f)
-    log_prior = _log_prior(sites, prior)
+    log_prior = log_prior_of(sites, prior)
     per_domain = graph.strategy_per == "domain"
     rows = eta_domain if per_domain else eta
     if graph.strategy == "dirichlet":
         F = np.asarray(sites["F_n"], np.float64).T
         for r in range(F.shape[1]):
-            concentration = float(_value(sites, prior, "kappa_F")) * _softmax(rows[:, r])
+            concentration = float(site_value(sites, prior, "kappa_F")) * _softmax(rows[:, r])
             log_prior += stats.dirichlet(concentration).logpdf(F[:, r] / F[:, r].sum())
     elif graph.strategy == "logistic_normal":
         eps = np.asarray(sites["eps"], np.float64)
         log_prior += stats.norm.logpdf(eps).sum()
-        L_F = np.diag(np.broadcast_to(_value(sites, prior, "sigma_F"), eps.shape[1]))
+        L_F = np.diag(np.broadcast_to(site_value(sites, prior, "sigma_F"), eps.shape[1]))
         if eps.shape[1] > 1:
-            L_F = L_F @ _value(sites, prior, "corr_F")
+            L_F = L_F @ site_value(sites, prior, "corr_F")
         C = contrast(data.num_skills)
         F = np.array([_softmax(rows[:, r] + C @ L_F @ eps[r]) for r in range(len(eps))]).T
     else:
@@ -67,7 +67,7 @@ def full_log_joint(sites: _Sites, data: FullData, prior: Prior, graph: Graph) ->
         return log_prior + float(log_likelihood)
     if isinstance(seen, Attempts) and graph.skill_per == "attempt":
         p = _chances(sites, seen, data, prior, graph)
-        phi = float(_value(sites, prior, "phi"))
+        phi = float(site_value(sites, prior, "phi"))
         for n in range(data.num_tasks):
             mean = float(F[:, n] @ p[:, n])
             log_prior += stats.betabinom.logpmf(
@@ -124,7 +124,7 @@ def _answer_chances(sites, seen: Answers, data, prior, graph) -> np.ndarray:
         )
         share = {"on": 1.0, "off": 0.0}.get(graph.e_to_o)
         if share is None:
-            share = float(_value(sites, prior, "vartheta")[int(data.domain[n])])
+            share = float(site_value(sites, prior, "vartheta")[int(data.domain[n])])
         found[:, n] = share * informed + (1 - share) * plain
     return found
 
@@ -175,11 +175,13 @@ def _chances(sites, seen: Attempts, data, prior, graph) -> np.ndarray:
     log_odds = np.array(seen.log_odds, np.float64)
     for n, d in enumerate(np.asarray(data.domain)):
         if graph.i_to_o:
-            log_odds[:, n] += _value(sites, prior, "theta")
+            log_odds[:, n] += site_value(sites, prior, "theta")
         if graph.e_to_o == "on" and data.num_domains > 1:
-            log_odds[:, n] += (domain_basis(data.num_domains) @ _value(sites, prior, "gamma"))[d]
+            log_odds[:, n] += (domain_basis(data.num_domains) @ site_value(sites, prior, "gamma"))[
+                d
+            ]
         if data.x.shape[1]:
-            log_odds[:, n] -= np.asarray(data.x)[n] @ _value(sites, prior, "difficulty")
+            log_odds[:, n] -= np.asarray(data.x)[n] @ site_value(sites, prior, "difficulty")
     return 1 / (1 + np.exp(-log_odds))
 
 
@@ -190,28 +192,28 @@ def _count_chances(sites, seen: Attempts, data, prior, graph) -> np.ndarray:
     for k, n in np.ndindex(*p.shape):
         count, attempts = int(seen.successes[n]), int(seen.attempts[n])
         if graph.outcome == "success":
-            phi = float(_value(sites, prior, "phi"))
+            phi = float(site_value(sites, prior, "phi"))
             a, b = phi * p[k, n], phi * (1 - p[k, n])
             found[k, n] = stats.betabinom.pmf(count, attempts, a, b)
             continue
         found[k, n] = 0.0
         for correct in (0, 1):
             if correct:
-                says_yes = 1 - float(_value(sites, prior, "eps_minus"))
+                says_yes = 1 - float(site_value(sites, prior, "eps_minus"))
             else:
-                says_yes = float(_value(sites, prior, "eps_plus"))
+                says_yes = float(site_value(sites, prior, "eps_plus"))
             chance = p[k, n] if correct else 1 - p[k, n]
             found[k, n] += chance * stats.binom.pmf(count, attempts, says_yes)
     return found
 
 
-def _value(sites: _Sites, prior: Prior, name: str) -> np.ndarray:
+def site_value(sites: _Sites, prior: Prior, name: str) -> np.ndarray:
     """The value of a site, drawn or known."""
     known = prior.sites[name].fixed if name in prior.sites else None
     return np.asarray(sites[name] if known is None else known, np.float64)
 
 
-def _log_prior(sites: _Sites, prior: Prior) -> float:
+def log_prior_of(sites: _Sites, prior: Prior) -> float:
     """Sum over the sites that the prior has and the program drew."""
     return sum(
         _log_density(np.asarray(sites[name], np.float64), entry, sites)
@@ -233,6 +235,7 @@ def _log_density(value: np.ndarray, entry: SitePrior, sites: _Sites) -> float:
         return float(stats.beta.logpdf((value[1, 0] + 1) / 2, a, a) - np.log(2))
     laws: dict[str, Any] = {
         "Normal": lambda x: stats.norm.logpdf(x, of["loc"], of["scale"]),
+        "LogNormal": lambda x: stats.lognorm.logpdf(x, of["scale"], scale=np.exp(of["loc"])),
         "HalfNormal": lambda x: stats.halfnorm.logpdf(x, scale=of["scale"]),
         "HalfCauchy": lambda x: stats.halfcauchy.logpdf(x, scale=of["scale"]),
         "Gamma": lambda x: stats.gamma.logpdf(x, of["concentration"], scale=1 / of["rate"]),

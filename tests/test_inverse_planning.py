@@ -23,6 +23,7 @@ from bayesmeta.models.inverse_planning import (
     explain,
     inverse_planning,
 )
+from bayesmeta.proof_enumeration_reasoning import trace_evidence, trace_joint
 from bayesmeta.trace_data import read_traces
 
 WEIGHT = np.array([0.5, 0.3, 0.2])
@@ -51,10 +52,10 @@ class TestDensity:
     def test_evidence_is_the_sum_over_goals_and_paths(self, x64, goals, switch):
         data = case(goals, switch)
         ours = PlannedSteps(jnp.log(WEIGHT), 0.7, data, switch).log_prob(data.chosen)
-        wanted = by_hand.evidence(data, WEIGHT, 0.7, switch)
+        wanted = trace_evidence(data, WEIGHT, 0.7, switch)
         np.testing.assert_allclose(np.exp(np.asarray(ours)), wanted, rtol=1e-8)
         if switch is not None:
-            one_skill = by_hand.evidence(data, WEIGHT, 0.7)
+            one_skill = trace_evidence(data, WEIGHT, 0.7)
             assert not np.allclose(one_skill, wanted, rtol=1e-2)
 
     @pytest.mark.parametrize(("goals", "switch"), CASES)
@@ -64,10 +65,10 @@ class TestDensity:
         goal, skill = by_hand.goals_and_skills(data, WEIGHT, 0.7, switch)
         np.testing.assert_allclose(np.exp(found.log_goal), goal, atol=1e-10)
         np.testing.assert_allclose(np.exp(found.log_skill), skill, atol=1e-10)
-        evidence = by_hand.evidence(data, WEIGHT, 0.7, switch)
+        evidence = trace_evidence(data, WEIGHT, 0.7, switch)
         np.testing.assert_allclose(np.exp(found.log_evidence), evidence, rtol=1e-8)
         for n in range(len(data.chosen)):
-            table = by_hand.joint(data, n, WEIGHT, 0.7, switch)
+            table = trace_joint(data, n, WEIGHT, 0.7, switch)
             best_goal = int(goal[n].argmax())
             best = max((k for k in table if k[0] == best_goal), key=lambda k: table[k])
             assert tuple(map(int, found.path[n])) == best[1]

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpyro.infer.util import log_density
-from reference import bradley_terry_by_hand as by_hand
 from scipy import stats
 from simulate_preferences import simulate_preferences
 from two_languages import disagreements
@@ -22,15 +21,14 @@ from bayesmeta.models.bradley_terry import (
     NO_POSITION,
     bradley_terry,
 )
-from bayesmeta.models.contrasts import contrast
 from bayesmeta.preferences import (
     PreferenceWarning,
     draws_of,
     fit_preferences,
     read_preferences,
 )
+from bayesmeta.proof_enumeration_reasoning import bradley_terry_log_joint
 
-SCALES = {"u": 1.0, "zeta": 0.5, "g": 0.5, "log_a": 0.5, "log_nu": 1.5}
 QUICK = {"num_chains": 2, "num_warmup": 300, "num_samples": 600}
 
 
@@ -50,8 +48,7 @@ def test_density_equals_a_loop(x64, drop, ties):
     shapes = {k: v.shape for k, v in _values(data).items()}
     sites = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     ours = log_density(bradley_terry, (data, BRADLEY_TERRY), {}, sites)[0]
-    J = contrast(data.num_judges) if data.num_judges > 1 else None
-    theirs = by_hand.log_joint(data, SCALES, sites, contrast(4), J)
+    theirs = bradley_terry_log_joint(sites, data, BRADLEY_TERRY)
     assert float(ours) == pytest.approx(theirs, abs=1e-9)
     assert ("g" in sites) == ("first" not in drop) and ("log_nu" in sites) == ties
 

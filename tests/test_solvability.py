@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 from conftest import FALSE_ALARM
 from numpyro.infer.util import log_density
-from reference import solvability_by_hand as by_hand
 from scipy import stats
 from scipy.special import expit
 
@@ -26,20 +25,11 @@ from bayesmeta.models.solvability import (
     Verdicts,
     solvability,
 )
+from bayesmeta.proof_enumeration_reasoning import solvability_log_joint, verdict_density
 from bayesmeta.strategy_choice import SuccessModel, choose, choose_strategies, judge
 from bayesmeta.verdict_baselines import BASELINES, domain_counts, fit_logistic, pooled_counts
 from bayesmeta.verdict_counts import VerdictCounts, expected_tokens
 from bayesmeta.verdicts import from_verdicts
-
-SCALES = {
-    "level": 1.5,
-    "tau_theta": 1.0,
-    "tau_delta": 1.0,
-    "tau_gamma": 1.0,
-    "tau_W": 1.0,
-    "sigma_b": 1.0,
-    "phi": (1.0, 1.5),
-}
 
 
 def example(rng, num_skills=3, num_domains=8, num_tasks=6, max_attempts=1):
@@ -80,10 +70,10 @@ def test_joint_density_equals_loops_and_a_fine_grid(max_attempts, num_domains):
     with jax.enable_x64(True):
         given = {k: jnp.asarray(v) for k, v in sites.items() if k != "phi" or max_attempts > 1}
         ours, _ = log_density(solvability, (data, SOLVABILITY), {}, given)
-    slow = by_hand.log_joint(data, SCALES, sites, contrast(3), contrast(num_domains))
+    slow = solvability_log_joint(sites, data, SOLVABILITY)
     assert abs(float(ours) - slow) < 1e-6
     wrong = {**sites, "sigma_b": 1.2}
-    other = by_hand.log_joint(data, SCALES, wrong, contrast(3), contrast(num_domains))
+    other = solvability_log_joint(wrong, data, SOLVABILITY)
     assert abs(float(ours) - other) > 1e-4
 
 
@@ -111,8 +101,7 @@ def test_few_nodes_suffice_where_many_verdicts_pin_down_the_difficulty():
     logits = rng.normal(size=(4, 15))
     value = rng.binomial(tried, expit(logits - 2 * rng.normal(size=(4, 1))))
     exact = [
-        np.log(by_hand.verdict_density(*row, 2.0, 3.0))
-        for row in zip(logits, value, tried, strict=True)
+        np.log(verdict_density(*row, 2.0, 3.0)) for row in zip(logits, value, tried, strict=True)
     ]
     with jax.enable_x64(True):
         verdicts = Verdicts(
@@ -137,9 +126,9 @@ def test_samples_have_the_probabilities_that_the_density_gives():
     skills_told_apart = False
     for first in range(2):
         for second in range(3):
-            p = by_hand.verdict_density(logits[0], [first, second], [1, 2], 1.5, 2.0)
-            alone = by_hand.verdict_density(logits[0, :1], [first], [1], 1.5, 2.0)
-            alone *= by_hand.verdict_density(logits[0, 1:], [second], [2], 1.5, 2.0)
+            p = verdict_density(logits[0], [first, second], [1, 2], 1.5, 2.0)
+            alone = verdict_density(logits[0, :1], [first], [1], 1.5, 2.0)
+            alone *= verdict_density(logits[0, 1:], [second], [2], 1.5, 2.0)
             share = ((drawn[:, 0] == first) & (drawn[:, 1] == second)).mean()
             assert abs(share - p) < limit * np.sqrt(p * (1 - p) / num)
             # Verdicts of one task go together: independent ones would not pass.
