@@ -252,11 +252,15 @@ def _full(graph: Any) -> Callable[[Sizes], Case]:
     return case
 
 
-def batched(*decenter: str, simplex: tuple[str, ...] = ()) -> Callable[[], Callable[..., Any]]:
+def batched(
+    *decenter: str, simplex: tuple[str, ...] = (), **settings: Any
+) -> Callable[[], Callable[..., Any]]:
+    """What makes the engine that runs all replications side by side, with `BATCH` as settings."""
+
     def make() -> Callable[..., Any]:
         from bayesmeta.inference.sbc import batched_nuts
 
-        return batched_nuts(**BATCH, decenter=decenter, simplex=simplex)
+        return batched_nuts(**BATCH | settings, decenter=decenter, simplex=simplex)
 
     return make
 

@@ -196,7 +196,26 @@ class LocalLLM(AbstractLLM):
     @torch.inference_mode()
     def log_likelihood(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         encoded = self.encode_requests(requests)
-        totals = np.zeros(len(requests))
+        totals = self._totals(encoded).cpu().numpy()
+        return [
+            Score(float(total), len(tokens) - start, start)
+            for total, (tokens, start) in zip(totals, encoded, strict=True)
+        ]
+
+    def log_likelihood_tensor(self, requests: Sequence[ScoreRequest]) -> torch.Tensor:
+        """What `log_likelihood` says, [request] in nats and float64, for gradients to pass through.
+
+        It depends on whatever weights of `module` require a gradient, such as an adapter's.
+        """
+        return self._totals(self.encode_requests(requests))
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The network itself. Who changes it changes what this object says under its old name."""
+        return self._model
+
+    def _totals(self, encoded: Sequence[tuple[list[int], int]]) -> torch.Tensor:
+        totals = torch.zeros(len(encoded), dtype=torch.float64, device=self._model.device)
         # The last token is only ever a target, so it is not evaluated.
         scored = [i for i, (tokens, start) in enumerate(encoded) if start < len(tokens)]
         sequences = [encoded[i][0][:-1] for i in scored]
@@ -210,15 +229,13 @@ class LocalLLM(AbstractLLM):
                 owners.append(np.full(len(tokens) - start, scored[g]))
             keep, which = np.unique(np.concatenate(nodes), return_inverse=True)
             logits = forward_trie(self._model, trie, keep)
-            total = torch.logsumexp(logits, dim=-1)
-            row = torch.from_numpy(which).to(logits.device)
-            target = torch.from_numpy(np.concatenate(targets)).to(logits.device)
-            values = (logits[row, target] - total[row]).double().cpu().numpy()
-            np.add.at(totals, np.concatenate(owners), values)
-        return [
-            Score(float(total), len(tokens) - start, start)
-            for total, (tokens, start) in zip(totals, encoded, strict=True)
-        ]
+            row, target, owner = (
+                torch.from_numpy(index).to(logits.device)
+                for index in (which, np.concatenate(targets), np.concatenate(owners))
+            )
+            values = logits[row, target] - torch.logsumexp(logits, dim=-1)[row]
+            totals = totals.index_add(0, owner, values.double())
+        return totals
 
     @torch.inference_mode()
     def sample(

@@ -10,18 +10,40 @@ from typing import Any
 import torch
 
 
-class OneDNNLinear(torch.nn.Module):
-    """`torch.nn.Linear` with weights laid out for oneDNN; equal to it up to rounding."""
+class OneDNNLinear(torch.nn.Linear):
+    """A frozen `torch.nn.Linear` with weights laid out for oneDNN; equal to it up to rounding.
+
+    Gradients pass through it to its inputs, never into its weights.
+    """
 
     def __init__(self, linear: torch.nn.Linear) -> None:
-        super().__init__()
+        torch.nn.Module.__init__(self)  # not Linear's own, which would allocate other weights
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach()
         self.weight = torch.nn.Parameter(_reorder(weight), requires_grad=False)
         self.bias = linear.bias
+        self._transposed: torch.Tensor | None = None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if inputs.requires_grad and torch.is_grad_enabled():
+            if self._transposed is None:  # as large as the weights, so only where it is needed
+                self._transposed = _reorder(self.weight.to_dense().T.contiguous())
+            result: Any = _Differentiable.apply(inputs, self.weight, self.bias, self._transposed)
+            return result
         return _linear(inputs, self.weight, self.bias)
+
+
+class _Differentiable(torch.autograd.Function):
+    """oneDNN's operators know no gradient: that of a linear map is its transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Any, weight: Any, bias: Any, transposed: Any) -> Any:
+        ctx.transposed = transposed
+        return _linear(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return _linear(gradients[0].contiguous(), ctx.transposed, None), None, None, None
 
 
 def use_onednn(model: torch.nn.Module) -> bool:
