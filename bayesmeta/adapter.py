@@ -237,7 +237,7 @@ def fit_adapter(
             min(batch_size, len(tasks)),
         ),
         prior,
-        jacobian.rows,
+        jacobian,
         num_steps=num_steps,
         learning_rate=learning_rate,
         rng_seed=rng_seed,

@@ -6,6 +6,7 @@ fitted; across them it is the prior.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from pyro.infer.autoguide import AutoNormal, init_to_value
 from pyro.optim import PyroLRScheduler
 
 from bayesmeta.inference.data_directions import AlongData, DataDirections
+from bayesmeta.inference.linear_softmax import softmax_map
 from bayesmeta.inference.pyro_nuts import seeded
 from bayesmeta.inference.status import Outcome, Status
 from bayesmeta.models.adapter_pyro import AdapterData, adapted_llm
@@ -46,7 +48,7 @@ class AdapterPosterior:
 def adapter_svi(
     data: AdapterData,
     prior: Prior,
-    rows: Callable[[np.ndarray], np.ndarray],
+    jacobian: Any,
     *,
     num_steps: int,
     learning_rate: float,
@@ -57,20 +59,21 @@ def adapter_svi(
     Args:
       data: see `bayesmeta.models.adapter_pyro.AdapterData`.
       prior: of tau and B.
-      rows: prior scale of every weight -> root of the Gauss-Newton matrix of the negative
-        log-likelihood, in units of these scales.
+      jacobian: a `bayesmeta.adapter.Jacobian`, which says where the data can move the weights, and
+        where the linearised posterior has its mode: the guide begins there.
     """
     if num_steps < 20:
         raise ValueError(f"num_steps must be at least 20 to be judged, got {num_steps}.")
     device = str(data.gold.device)
     with seeded(rng_seed, device), pyro.get_param_store().scope():
+        size = int(data.module_sizes.sum())
         typical = _typical_scale(prior, len(data.module_sizes))
         scale = torch.repeat_interleave(typical, data.module_sizes).numpy()
-        directions = DataDirections.of(rows(scale))
+        directions = DataDirections.of(jacobian.rows(scale))
+        mode = linear_mode(jacobian, scale, directions, data.gold.cpu().numpy())
         directions = DataDirections(directions.basis.to(device), directions.scale.to(device))
         program = poutine.reparam(adapted_llm, config={"B": AlongData(directions)})
-        size = int(data.module_sizes.sum())
-        start = {"B": torch.zeros(size, device=device), "tau": typical.to(device)}
+        start = {"B": torch.from_numpy(mode).to(device), "tau": typical.to(device)}
         along = AutoNormal(
             poutine.block(program, hide=["B_rest"]),
             init_loc_fn=init_to_value(values=start),
@@ -93,7 +96,10 @@ def adapter_svi(
         svi = SVI(program, guide, optimiser, TraceMeanField_ELBO())
         elbo = []
         for step in range(num_steps):
-            loss: Any = svi.step(data, prior)
+            with warnings.catch_warnings():
+                # The guide's sites are independent, so that their order does not matter.
+                warnings.filterwarnings("ignore", "Failed to verify mean field")
+                loss: Any = svi.step(data, prior)
             elbo.append(-float(loss))
             optimiser.step()
             if progress:
@@ -112,6 +118,16 @@ def adapter_svi(
         elbo=np.array(elbo),
         status=_settled(np.array(elbo)),
     )
+
+
+def linear_mode(
+    jacobian: Any, scale: np.ndarray, directions: DataDirections, gold: np.ndarray
+) -> np.ndarray:
+    """[weight] posterior mode were the model linear in its weights."""
+    d, basis = directions.scale.cpu().numpy(), directions.basis.cpu().numpy()
+    x = (jacobian.slopes * scale) @ (d[:, None] * basis).T
+    z_data = softmax_map(jacobian.logits, x, gold, 1 / d)
+    return (scale * ((d * z_data) @ basis)).astype(np.float32)
 
 
 def _typical_scale(prior: Prior, num_modules: int) -> torch.Tensor:

@@ -74,7 +74,7 @@ class AlongData(Reparam):
         if value is not None:  # one of the coordinates that give it
             rest = value / fn.scale
             data = self.directions.basis @ rest / along
-        options = {"infer": {"is_observed": is_observed}}
+        options: Any = {"infer": {"is_observed": is_observed}}
         rest = sample(f"{name}_rest", dist.Normal(0 * one, one).to_event(1), obs=rest, **options)
         law = dist.Normal(0 * along, 1 / along).to_event(1)
         data = sample(f"{name}_data", law, obs=data, **options)

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from random_model import random_model
 from reference.plain_scoring import plain_score
 
 from bayesmeta import testing
@@ -27,34 +28,8 @@ def llm():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random model of a few thousand weights, without a chat template, in a folder."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: i for i, letter in enumerate([*letters, "<s>", "</s>"])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    path = tmp_path_factory.mktemp("tiny")
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    fast.save_pretrained(path)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.3,
-        bos_token_id=vocabulary["<s>"],
-        eos_token_id=vocabulary["</s>"],
-    )
-    LlamaForCausalLM(config).save_pretrained(path)
-    return path
+    """A random model in a folder."""
+    return random_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ class Adapter:
         llm: LocalLLM,
         *,
         rank: int = 4,
-        alpha: float | None = None,
+        alpha: int | None = None,
         targets: Sequence[str] = TARGETS,
         seed: int = 0,
     ) -> None:
@@ -103,7 +103,7 @@ class Adapter:
         self.llm, self.modules, self.size = llm, tuple(modules), size
         self.settings: Mapping[str, Any] = {
             "rank": rank,
-            "alpha": float(alpha or rank),
+            "alpha": alpha or rank,
             "targets": list(targets),
             "seed": seed,
         }
