@@ -75,7 +75,7 @@ def inferred(dataset: xr.Dataset, chains: dict[str, int]) -> dict[str, np.ndarra
     from bayesmeta.models.inverse_planning import STATIC, SWITCHING
     from bayesmeta.posterior import group
 
-    reflect, heldout = (dataset.sel(task=dataset["split"] == s) for s in ("reflect", "heldout"))
+    reflect, heldout = (dataset.sel(task=dataset["split"] == s) for s in ("reflect", "held_out"))
     names = list(map(str, dataset["skill"].values))
     found = {}
     for prior in (STATIC, SWITCHING):
