@@ -23,6 +23,14 @@ def recorded_path() -> Path:
     return Path(str(resources.files("bayesmeta") / "data" / "recorded_evidence.nc"))
 
 
+def recorded_steps_path() -> Path:
+    """Where the shipped reasoning of known skills lies, step by step.
+
+    ``python tests/benchmarks/inverse_planning.py --record PATH`` makes it again; see there.
+    """
+    return Path(str(resources.files("bayesmeta") / "data" / "recorded_steps.nc"))
+
+
 def recorded_tasks() -> list[Task]:
     """The tasks of the recorded evidence, drawn anew from their seed."""
     from bayesmeta.families import make_tasks

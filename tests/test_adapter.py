@@ -240,7 +240,7 @@ class TestPosterior:
         fit = fit_adapter(
             adapter,
             TASKS,
-            LEARNED_SCALES.replace("wide", tau=_log_normal(-1.2)),
+            LEARNED_SCALES,
             num_steps=20,
             batch_size=3,
             progress=lambda *args: seen.append(args),
@@ -254,12 +254,6 @@ class TestPosterior:
         assert gain["draw_sd"].to_numpy().min() > 0
         draws = fit.draws(3)
         assert torch.equal(draws, fit.draws(3)) and not torch.equal(draws, fit.draws(3, 1))
-
-
-def _log_normal(loc):
-    from bayesmeta.models.prior import SitePrior
-
-    return SitePrior("LogNormal", {"loc": loc, "scale": 0.5})
 
 
 class TestModules:

@@ -31,7 +31,7 @@ def shown(values: np.ndarray) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--tasks", type=int, default=60, help="of each family")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--draws", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("bench/adapter"))
     options = parser.parse_args()
@@ -93,7 +93,7 @@ def main() -> None:
         "likeliest fifth": found.weights(top),
         "unlikeliest fifth": found.weights(low),
     }
-    if found.table["selected"].any():
+    if found.share > 0:
         weights["selected"] = found.weights()
     weights["posterior mean"] = fit.mean()
     for where, some in (("held out", heldout), ("untouched families", untouched)):
