@@ -38,6 +38,12 @@ bench: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/scoring.py
 	$(BIN)/python tests/benchmarks/posterior.py
 	$(BIN)/python tests/benchmarks/scale.py
+	$(BIN)/python tests/benchmarks/streaming.py
+	$(BIN)/python tests/benchmarks/preferences.py
+	$(BIN)/python tests/benchmarks/inverse_planning.py
+	$(BIN)/python tests/benchmarks/adapter.py
+	$(BIN)/python tests/benchmarks/prompt_pool.py
+	$(BIN)/python tests/benchmarks/strategy_choice.py
 
 # Regenerates the recorded evidence that ships with the package, resuming where it stopped.
 evidence: $(VENV)/.demo

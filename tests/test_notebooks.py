@@ -12,6 +12,9 @@ NOTEBOOKS = (
     "02_figure2.ipynb",
     "03_diagnostics.ipynb",
     "04_prior_ablation.ipynb",
+    "05_inverse_planning.ipynb",
+    "06_meta_reflection.ipynb",
+    "07_llm_in_the_loop.ipynb",
 )
 
 

@@ -167,7 +167,11 @@ def evaluate(
     """For each method the held-out tasks of all runs one below another, and fits not converged."""
     model = SuccessModel(task.counts, task.prior)
     fits = model.fit(
-        reflects, rng_seed=seed, num_warmup=options.warmup, num_samples=options.samples
+        reflects,
+        rng_seed=seed,
+        num_warmup=options.warmup,
+        num_samples=options.samples,
+        max_tree_depth=6,
     )
     frames: dict[str, list[pd.DataFrame]] = {}
     for run, (reflect, heldout, fit) in enumerate(zip(reflects, heldouts, fits, strict=True)):
@@ -321,8 +325,8 @@ def main() -> int:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--cost-per-token", type=float, default=1e-4)
     parser.add_argument("--without-features", action="store_true")
-    parser.add_argument("--warmup", type=int, default=300)
-    parser.add_argument("--samples", type=int, default=600)
+    parser.add_argument("--warmup", type=int, default=250)
+    parser.add_argument("--samples", type=int, default=400)
     options = parser.parse_args()
     results: dict[str, Any] = {}
     for name in options.sets:
