@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from bayesmeta.posterior import group
 from bayesmeta.preferences import PreferenceFit, draws_of
 from bayesmeta.skill_scores import skill_scores
 from bayesmeta.skills import Skill
@@ -77,5 +78,5 @@ def strategy_given_preferences(
     rewards = draws_of(fit.tree, "R")
     log_prior = np.zeros(rewards.shape[-1]) if log_prior is None else log_prior
     weights = strategy_given_reward(log_prior, rewards, tau).mean(0)
-    names = list(map(str, fit.tree["posterior"]["item"].values))
+    names = list(map(str, group(fit.tree, "posterior")["item"].values))
     return xr.DataArray(weights, dims=("item",), coords={"item": names}, name="F")
