@@ -6,11 +6,10 @@ from typing import Annotated
 import typer
 
 from bayesmeta.cli_terminal import (
-    NOT_CONVERGED,
     CommandError,
+    finish,
     interruptible,
     named_or_json,
-    note,
     say,
     say_table,
     waiting,
@@ -42,7 +41,7 @@ def explain(
     from bayesmeta.inverse_planning import infer_skills
     from bayesmeta.models.inverse_planning import STATIC, SWITCHING
     from bayesmeta.models.prior import Prior
-    from bayesmeta.posterior import group, save_posterior
+    from bayesmeta.posterior import group
     from bayesmeta.step_io import load_steps
 
     if engine not in ("nuts", "pyro_nuts"):
@@ -84,12 +83,4 @@ def explain(
             for label, row in shown.iterrows()
         ],
     )
-    if out is not None:
-        from bayesmeta.atomic import atomic_write
-
-        atomic_write(out, lambda part: found.traces.to_csv(part))
-        save_posterior(found.tree, out.with_suffix(".nc"))
-        say(f"wrote {out} and {out.with_suffix('.nc')}")
-    if found.tree.attrs["status"] != "CONVERGED":
-        note(f"bayesmeta: not converged: {found.tree.attrs['status_detail']}")
-        raise typer.Exit(NOT_CONVERGED)
+    finish(found.traces, found.tree, out)

@@ -6,11 +6,10 @@ from typing import Annotated
 import typer
 
 from bayesmeta.cli_terminal import (
-    NOT_CONVERGED,
     CommandError,
+    finish,
     interruptible,
     named_or_json,
-    note,
     say,
     say_table,
     waiting,
@@ -45,7 +44,7 @@ def prefer(
     """
     from bayesmeta.models.bradley_terry import BRADLEY_TERRY, EQUAL_JUDGES, NO_POSITION
     from bayesmeta.models.prior import Prior
-    from bayesmeta.posterior import group, save_posterior
+    from bayesmeta.posterior import group
     from bayesmeta.preferences import fit_preferences
 
     if engine not in ("nuts", "pyro_nuts"):
@@ -73,15 +72,7 @@ def prefer(
     for p, name in enumerate(posterior["covariate"].values if "zeta" in posterior else ()):
         draws = posterior["zeta"][..., p]
         say(f"bias by {name}: {float(draws.mean()):+.3f} (sd {float(draws.std()):.3f})")
-    if out is not None:
-        from bayesmeta.atomic import atomic_write
-
-        atomic_write(out, lambda part: found.table.to_csv(part))
-        save_posterior(found.tree, out.with_suffix(".nc"))
-        say(f"wrote {out} and {out.with_suffix('.nc')}")
-    if found.tree.attrs["status"] != "CONVERGED":
-        note(f"bayesmeta: not converged: {found.tree.attrs['status_detail']}")
-        raise typer.Exit(NOT_CONVERGED)
+    finish(found.table, found.tree, out)
 
 
 def _say_rows(table, columns: list[str]) -> None:

@@ -185,6 +185,20 @@ def waiting(message: str) -> Iterator[None]:
         yield
 
 
+def finish(table: Any, tree: Any, out: Path | None) -> None:
+    """Write a fit's table, and its posterior beside it; exit with NOT_CONVERGED if it did not."""
+    if out is not None:
+        from bayesmeta.atomic import atomic_write
+        from bayesmeta.posterior import save_posterior
+
+        atomic_write(out, lambda part: table.to_csv(part))
+        save_posterior(tree, out.with_suffix(".nc"))
+        say(f"wrote {out} and {out.with_suffix('.nc')}")
+    if tree.attrs["status"] != "CONVERGED":
+        note(f"bayesmeta: not converged: {tree.attrs['status_detail']}")
+        raise typer.Exit(NOT_CONVERGED)
+
+
 def interruptible[T](work: Callable[[], T]) -> T:
     """Run ``work`` so that Ctrl-C is answered at once, also within compiled code.
 

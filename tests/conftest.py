@@ -8,6 +8,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+import jax  # noqa: E402 its platform is chosen above
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 #: Probability with which one statistical assertion may fail although the code is right.
@@ -45,3 +47,20 @@ def _skip_without_llm(items: list[pytest.Item]) -> None:
     for item in items:
         if "llm" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Torch on one thread: small programs in Pyro lose time to more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -24,14 +24,10 @@ from bayesmeta.step_evidence import observe_steps
 from bayesmeta.step_tree import StepSettings
 from bayesmeta.tasks import Task
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 COMPOSITIONS = ("trace_mixture", "step_composition", "product_of_experts")
 SKILLS = tuple(Skill(name, f"Do {name}.") for name in "xyz")
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.fixture(scope="module")

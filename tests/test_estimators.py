@@ -25,14 +25,10 @@ from bayesmeta.trace_estimators import (
     pooled_log_marginal,
 )
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 Z = statistics.NormalDist().inv_cdf(1 - FALSE_ALARM / 2)
 ANSWERS = ("A", "B", "C")
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
 
 
 def enumerate_oracle(num_tasks, num_skills, *, max_length=2, seed=3, scale=1.5):

@@ -21,11 +21,7 @@ from bayesmeta.models.figure2 import (
 from bayesmeta.models.mixture import LLMCategorical, log_mixture
 from bayesmeta.models.prior import Prior, SitePrior
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def point(rng, num_skills, num_features, num_domains):

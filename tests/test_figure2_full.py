@@ -18,11 +18,7 @@ from bayesmeta.models.full_data import Answers, Attempts, FullData
 from bayesmeta.models.graph import WORKING, Graph
 from bayesmeta.models.priors import COMPLETE_POOLING, HORSESHOE, prior_for
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ def test_it_is_committed_with_its_outputs_and_is_thin(name):
     assert not [output for output in outputs if output["output_type"] == "error"]
     source = "".join("".join(cell["source"]) for cell in code)
     assert "def " not in source, "logic belongs in the package"
+    assert "/site-packages" not in "".join(map(json.dumps, outputs)), "a path of one machine"
 
 
 @pytest.mark.llm

@@ -18,13 +18,9 @@ from bayesmeta.models.outcome_distributions import (
     VerifierCount,
 )
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 DRAWS = 20_000
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
 
 
 def probabilities(distribution, most):

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pyro
@@ -27,19 +26,7 @@ from bayesmeta.models.graph import WORKING
 from bayesmeta.models.prior import FAMILIES, SitePrior
 from bayesmeta.models.priors import FLAT_WEIGHTS, HORSESHOE, PRIORS
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def double_precision():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.usefixtures("double_precision")

@@ -1,7 +1,6 @@
 """Pyro's engines, and what becomes of a Pyro fit."""
 
 import arviz as az
-import jax
 import numpy as np
 import pyro
 import pyro.distributions as pyro_dist
@@ -27,19 +26,7 @@ from bayesmeta.models.figure2_full import figure2_full
 from bayesmeta.models.graph import LITERAL
 from bayesmeta.models.pyro_data import to_torch
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def double_precision():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.usefixtures("double_precision")

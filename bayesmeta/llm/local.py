@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import hashlib
-import io
+import importlib
 import os
 import pathlib
 import re
@@ -343,12 +343,16 @@ def _quiet() -> Iterator[None]:
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # This one bar heeds no setting, and in a notebook it does not write to standard error either.
+    loader = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    bar = loader.tqdm
+    loader.tqdm = functools.partial(bar, disable=True)
     try:
-        # One of the bars can only be silenced by taking away what it writes to.
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        loader.tqdm = bar
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
