@@ -5,6 +5,7 @@ call of the language model beyond it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -80,31 +81,26 @@ def select_modules(
     import arviz as az
     import jax
     import pandas as pd
-    from numpyro.infer import MCMC, NUTS, DiscreteHMCGibbs
 
-    from bayesmeta.inference.diagnose import diagnose_chains
+    from bayesmeta.inference.diagnose import MAX_RHAT, MIN_ESS
+    from bayesmeta.inference.nuts_batch import nuts_batch
 
     data = module_data(fit)
     names = [module.name for module in fit.adapter.modules]
-    kernel = DiscreteHMCGibbs(NUTS(module_selection), modified=True)
-    mcmc = MCMC(
-        kernel,
+    (result,) = nuts_batch(
+        functools.partial(module_selection, prior=prior),
+        jax.tree.map(lambda leaf: leaf[None], data),
+        rng_seed=rng_seed,
+        num_chains=num_chains,
         num_warmup=num_warmup,
         num_samples=num_samples,
-        num_chains=num_chains,
-        chain_method="sequential",
-        progress_bar=False,
+        indicators=True,
+        max_rhat=MAX_RHAT,
+        min_ess=MIN_ESS,
     )
-    fields = {"diverging": "hmc_state.diverging", "energy": "hmc_state.energy"}
-    mcmc.run(jax.random.key(rng_seed), data, prior, extra_fields=tuple(fields.values()))
-    draws: Any = jax.device_get(mcmc.get_samples(group_by_chain=True))
+    draws, status = result.samples, result.status
     drawn = {name: draws[name] for name in ("pi", "tau") if prior[name].fixed is None}
     size = draws["s"].sum(-1).astype(np.float32)
-    # Where every draw has as many modules there is nothing for R-hat to compare.
-    watched = drawn | ({"num_included": size} if np.ptp(size) else {})
-    extra = mcmc.get_extra_fields(group_by_chain=True)
-    stats = {name: np.asarray(extra[field]) for name, field in fields.items()}
-    status = diagnose_chains(watched, stats, list(watched))
     posterior = {"s": draws["s"].astype(np.int8), **drawn, "num_included": size}
     tree = az.from_dict({"posterior": posterior}, coords={"module": names}, dims={"s": ["module"]})
     tree.attrs = {

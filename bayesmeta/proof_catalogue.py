@@ -12,7 +12,7 @@ from pathlib import Path
 from bayesmeta.proof_cells import ProofCell
 
 #: Modules with a function ``cells()``, in the order of the table.
-MODULES = ("bayesmeta.proof_cells", "bayesmeta.proof_reasoning")
+MODULES = ("bayesmeta.proof_cells", "bayesmeta.proof_reasoning", "bayesmeta.proof_selection")
 #: Packages outside this one that a result may depend on.
 _PACKAGES = ("jax", "numpyro")
 

@@ -36,6 +36,7 @@ BATCH: dict[str, Any] = {
 _ENTRIES: dict[str, tuple[str, ...]] = {
     "u": ("u[0]", "u[1]"),
     "corr_F": ("corr_F[1,0]",),  # the first is always 1
+    "s": (),  # indicators: their number is ranked instead
 }
 
 

@@ -233,6 +233,11 @@ def _log_density(value: np.ndarray, entry: SitePrior, sites: _Sites) -> float:
         # The density of the one correlation r, proportional to (1 - r^2)^(concentration - 1).
         a = float(of["concentration"])
         return float(stats.beta.logpdf((value[1, 0] + 1) / 2, a, a) - np.log(2))
+    if entry.family == "LogisticDirichlet":
+        # The weights are Dirichlet; dw = sqrt(K) prod_k w_k du.
+        w = _softmax(contrast(len(value) + 1) @ value)
+        law = stats.dirichlet(np.full(len(w), float(of["concentration"])))
+        return float(law.logpdf(w) + np.log(w).sum() + np.log(len(w)) / 2)
     laws: dict[str, Any] = {
         "Normal": lambda x: stats.norm.logpdf(x, of["loc"], of["scale"]),
         "LogNormal": lambda x: stats.lognorm.logpdf(x, of["scale"], scale=np.exp(of["loc"])),

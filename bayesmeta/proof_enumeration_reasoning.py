@@ -1,12 +1,13 @@
 """Joint densities of the models of learning and of observed reasoning, in plain loops.
 
 Slow twins of the programs, as in `bayesmeta.proof_enumeration`: float64, no JAX, one trace, one
-path of skills, one comparison, one point of a fine grid at a time.
+path of skills, one comparison, one assignment, one point of a fine grid at a time.
 """
 
 import itertools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -16,6 +17,7 @@ from bayesmeta.models.bradley_terry import PreferenceData
 from bayesmeta.models.contrasts import contrast
 from bayesmeta.models.inverse_planning import TraceData
 from bayesmeta.models.prior import Prior
+from bayesmeta.models.prompt_pool import PoolData
 from bayesmeta.models.solvability import SolvabilityData
 from bayesmeta.proof_enumeration import log_prior_of, site_value
 
@@ -133,3 +135,31 @@ def verdict_density(
         elif m > 0:
             density = density * stats.betabinom.pmf(y, m, phi * p, phi * q)
     return float(density.sum())
+
+
+def prompt_pool_log_joint(sites: _Sites, data: PoolData, prior: Prior) -> float:
+    """log p(sites, answers) in nats, every assignment of instructions to domains summed."""
+    p = np.exp(np.asarray(data.log_p, np.float64))
+    num_prompts = p.shape[1]
+    raised = np.exp(contrast(num_prompts) @ np.asarray(sites["u"], np.float64))
+    pi, total = raised / raised.sum(), 0.0
+    for rho in itertools.product(range(num_prompts), repeat=data.num_domains):
+        product = math.prod(float(pi[r]) for r in rho)
+        for n in range(len(data.gold)):
+            product *= float(p[n, rho[int(data.domain[n])], int(data.gold[n])])
+        total += product
+    return log_prior_of(sites, prior) + math.log(total)
+
+
+def linear_answers_log_joint(
+    sites: _Sites, covariance: np.ndarray, answers: np.ndarray, prior: Prior
+) -> float:
+    """log p(sites, answers) in nats of answers linear in the weights of modules, whose covariance
+    [module, row, row] is given, with noise of variance 1."""
+    pi, tau = (float(site_value(sites, prior, name)) for name in ("pi", "tau"))
+    total = log_prior_of(sites, prior)
+    of_answers: Any = np.eye(len(answers))
+    for included, part in zip(sites["s"], np.asarray(covariance, np.float64), strict=True):
+        total += math.log(pi if included else 1 - pi)
+        of_answers = of_answers + float(included) * tau**2 * part
+    return total + float(stats.multivariate_normal.logpdf(answers, cov=of_answers))

@@ -14,13 +14,13 @@ import jax
 import numpy as np
 from jax import lax
 from numpyro import handlers
-from numpyro.infer import NUTS, init_to_median
+from numpyro.infer import NUTS, DiscreteHMCGibbs, init_to_median
 
 from bayesmeta.inference.diagnose_batch import diagnose_batch
 from bayesmeta.inference.fit_result import FitResult
 from bayesmeta.inference.reparametrise import reparametrise
 from bayesmeta.inference.simplex_reparam import DirichletReparam
-from bayesmeta.inference.structure import latent_sites
+from bayesmeta.inference.structure import trace_sites
 
 
 def nuts_batch(
@@ -35,6 +35,7 @@ def nuts_batch(
     decenter: tuple[str, ...] = (),
     simplex: tuple[str, ...] = (),
     max_tree_depth: int = 10,
+    indicators: bool = False,
     max_rhat: float = 1.05,
     min_ess: float = 100.0,
 ) -> list[FitResult]:
@@ -51,6 +52,9 @@ def nuts_batch(
         R-hat then compares its halves.
       max_tree_depth: all chains wait for the one with the longest trajectory, of at most
         2 ** max_tree_depth - 1 steps.
+      indicators: whether the program has binary sites that cannot be summed out. Every draw then
+        proposes the other value of each one once, and takes it as Metropolis says (Liu 1996);
+        what is continuous moves by NUTS. Convergence is judged by each such site's sum.
       max_rhat, min_ess: what counts as converged; by default looser than for a single fit,
         because means over many fits are wanted, not tails of one.
 
@@ -66,6 +70,7 @@ def nuts_batch(
         decenter=decenter,
         simplex=simplex,
         max_tree_depth=max_tree_depth,
+        indicators=indicators,
     )
     return batch(batched, *shared, rng_seed=rng_seed, max_rhat=max_rhat, min_ess=min_ess)
 
@@ -97,6 +102,7 @@ class NutsBatch:
         decenter: tuple[str, ...] = (),
         simplex: tuple[str, ...] = (),
         max_tree_depth: int = 10,
+        indicators: bool = False,
     ) -> "NutsBatch":
         """See `nuts_batch`. Raises ValueError where a setting is out of range."""
         if num_chains < 1:
@@ -107,7 +113,7 @@ class NutsBatch:
         )
 
         def run_chain(rng_key, item, *rest):
-            kernel = NUTS(
+            hmc = NUTS(
                 program,
                 target_accept_prob=target_accept,
                 dense_mass=False,
@@ -115,12 +121,14 @@ class NutsBatch:
                 # Where a prior all but excludes a second mode, chains should not start in it.
                 init_strategy=init_to_median,
             )
+            kernel: Any = DiscreteHMCGibbs(hmc, modified=True) if indicators else hmc
             args = (item, *rest)
             state = kernel.init(rng_key, num_warmup, None, args, {})
 
             def advance(state, _):
                 state = kernel.sample(state, args, {})
-                return state, (state.z, state.diverging, state.energy, state.num_steps)
+                moved = state.hmc_state if indicators else state
+                return state, (state.z, moved.diverging, moved.energy, moved.num_steps)
 
             # One scan for warm-up and draws: two would compile the sampler twice.
             _, out = lax.scan(advance, state, length=num_warmup + num_samples)
@@ -142,6 +150,7 @@ class NutsBatch:
             "decenter": ",".join(decenter),
             "simplex": ",".join(simplex),
             "max_tree_depth": max_tree_depth,
+            "indicators": int(indicators),
         }
         return cls(model, run, settings)
 
@@ -157,13 +166,13 @@ class NutsBatch:
         start = time.perf_counter()
         size = len(jax.tree.leaves(batched)[0])
         first = jax.tree.map(lambda leaf: leaf[0], batched)
-        sites = latent_sites(self.model, first, *shared)
         keys = jax.random.split(jax.random.key(rng_seed), (size, self.settings["num_chains"]))
         samples, stats = jax.tree.map(np.asarray, self.run(keys, batched, *shared))
         seconds = (time.perf_counter() - start) / size
         settings = {"engine": "nuts_batch", "rng_seed": rng_seed, **self.settings}
         samples = {k: v for k, v in samples.items() if not k.endswith("_decentered")}
-        statuses = diagnose_batch(samples, stats, sites, max_rhat=max_rhat, min_ess=min_ess)
+        judged = _judged(samples, trace_sites(self.model, first, *shared))
+        statuses = diagnose_batch(judged, stats, judged, max_rhat=max_rhat, min_ess=min_ess)
         return [
             FitResult(
                 {k: v[b] for k, v in samples.items()},
@@ -174,3 +183,16 @@ class NutsBatch:
             )
             for b, status in enumerate(statuses)
         ]
+
+
+def _judged(
+    samples: dict[str, np.ndarray], sites: dict[str, dict[str, Any]]
+) -> dict[str, np.ndarray]:
+    """Latent sites [set, chain, draw, *shape]; of a discrete one its sum, as single indicators
+    are too coarse for the diagnostics."""
+    found = {}
+    for name, site in sites.items():
+        if site["type"] == "sample" and not site["is_observed"]:
+            value, coarse = samples[name], site["fn"].support.is_discrete
+            found[name] = value.reshape(*value.shape[:3], -1).sum(-1) if coarse else value
+    return found

@@ -13,7 +13,6 @@ J_m', K = tau^2 sum_m s_m K_m, so that f ~ N(0, K),
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ import numpyro.distributions as dist
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
-from bayesmeta.models.draw import draw
+from bayesmeta.models.draw import draw, draw_from
 from bayesmeta.models.prior import Prior, SitePrior
 
 #: One module in five matters, and moves about as far as the adapter's prior says.
@@ -58,13 +57,17 @@ class ModuleData:
 
 def module_selection(data: ModuleData, prior: Prior = SPIKE_AND_SLAB) -> None:
     """The NumPyro program. Sites: pi, tau, s [M], and the factor ``answers``."""
+    s, tau = included_modules(len(data.q), prior)
+    numpyro.factor("answers", log_evidence(data, s, tau))
+
+
+def included_modules(num_modules: int, prior: Prior) -> tuple[Array, Array]:
+    """The sites pi, tau and s, of which s [module] and tau are returned."""
     prior.require("pi", "tau")
     prior.require_support(pi="unit", tau="positive")
     pi, tau = draw("pi", prior), draw("tau", prior)
-    with numpyro.plate("module", len(data.q)):
-        included: Any = dist.Bernoulli(pi)
-        s: Any = numpyro.sample("s", included)
-    numpyro.factor("answers", log_evidence(data, s, tau))
+    with numpyro.plate("module", num_modules):
+        return draw_from("s", dist.Bernoulli(probs=pi)), tau
 
 
 def log_evidence(data: ModuleData, s: Float[Array, " module"], tau: Array) -> Float[Array, ""]:

@@ -344,15 +344,17 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     # This one bar heeds no setting, and in a notebook it does not write to standard error either.
-    loader = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
-    bar = loader.tqdm
-    loader.tqdm = functools.partial(bar, disable=True)
+    loader = vars(importlib.import_module("transformers.modeling_gguf_pytorch_utils"))
+    bar = loader.get("tqdm")
+    if bar is not None:
+        loader["tqdm"] = functools.partial(bar, disable=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        loader.tqdm = bar
+        if bar is not None:
+            loader["tqdm"] = bar
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
