@@ -7,23 +7,23 @@ import sqlite3
 import subprocess
 import warnings
 
+import cli_support
 import diskcache
 import h5py
 import numpy as np
 import pytest
-import test_cli
-from test_cli import PROGRAM, asked, run, serving, small_evidence, sums, write_lines
+from cli_support import PROGRAM, asked, run, serving, small_evidence, sums, write_lines
 
 import bayesmeta
 from bayesmeta import evidence as evidence_module
 
 # Fixtures are found by name.
 evidence_file, fitted, posterior_file = (
-    test_cli.evidence_file,
-    test_cli.fitted,
-    test_cli.posterior_file,
+    cli_support.evidence_file,
+    cli_support.fitted,
+    cli_support.posterior_file,
 )
-server, two_skills = test_cli.server, test_cli.two_skills
+server, two_skills = cli_support.server, cli_support.two_skills
 
 
 def refused(*arguments, code=2, says=()):
