@@ -85,19 +85,20 @@ def select_modules(
     from bayesmeta.inference.diagnose import MAX_RHAT, MIN_ESS
     from bayesmeta.inference.nuts_batch import nuts_batch
 
-    data = module_data(fit)
     names = [module.name for module in fit.adapter.modules]
-    (result,) = nuts_batch(
-        functools.partial(module_selection, prior=prior),
-        jax.tree.map(lambda leaf: leaf[None], data),
-        rng_seed=rng_seed,
-        num_chains=num_chains,
-        num_warmup=num_warmup,
-        num_samples=num_samples,
-        indicators=True,
-        max_rhat=MAX_RHAT,
-        min_ess=MIN_ESS,
-    )
+    # A large tau leaves nothing of single precision, see `bayesmeta.models.module_selection`.
+    with jax.enable_x64(True):
+        (result,) = nuts_batch(
+            functools.partial(module_selection, prior=prior),
+            jax.tree.map(lambda leaf: leaf[None], module_data(fit)),
+            rng_seed=rng_seed,
+            num_chains=num_chains,
+            num_warmup=num_warmup,
+            num_samples=num_samples,
+            indicators=True,
+            max_rhat=MAX_RHAT,
+            min_ess=MIN_ESS,
+        )
     draws, status = result.samples, result.status
     drawn = {name: draws[name] for name in ("pi", "tau") if prior[name].fixed is None}
     size = draws["s"].sum(-1).astype(np.float32)
@@ -178,7 +179,7 @@ def quadratic(
     # log |1 + K| is the trace of K to first order: that of what is left out goes to b'K b.
     q -= np.trace(G, axis1=1, axis2=2) - np.trace(kept, axis1=1, axis2=2)
     G, v = kept, v @ axes
-    return ModuleData(*(as_array(value.astype(np.float32)) for value in (G, v, q)))
+    return ModuleData(*(as_array(value) for value in (G, v, q)))
 
 
 def linear_update(fit: AdapterFit, scale: np.ndarray) -> torch.Tensor:

@@ -180,18 +180,21 @@ def prove(
 
 def prove_cell(cell: ProofCell, num_replications: int, rng_seed: int = 0) -> Proven:
     """Compute one cell."""
+    import jax
+
     from bayesmeta.inference.sbc import sbc
 
-    case = cell.case(cell.sizes)
-    calibration = sbc(
-        case.model,
-        case.data,
-        with_observations=case.with_observations,
-        engine=cell.fit(),
-        quantities=quantities_of(case, cell.ranked),
-        num_replications=num_replications,
-        rng_seed=rng_seed,
-    )
+    with jax.enable_x64(True) if cell.double else contextlib.nullcontext():
+        case = cell.case(cell.sizes)
+        calibration = sbc(
+            case.model,
+            case.data,
+            with_observations=case.with_observations,
+            engine=cell.fit(),
+            quantities=quantities_of(case, cell.ranked),
+            num_replications=num_replications,
+            rng_seed=rng_seed,
+        )
     return Proven(cell, calibration, enumeration_error(cell, rng_seed))
 
 

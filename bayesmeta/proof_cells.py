@@ -72,6 +72,7 @@ class ProofCell:
       vouched_only: whether only fits that the engine itself calls converged are judged, as for
         approximations that are not meant to hold everywhere. Which these are depends on data and
         never on truths, so calibration is preserved.
+      double: whether the model needs double precision to be simulated and fitted.
       tolerance: largest difference from enumeration, in nats.
       ranked: deterministic quantities that are ranked besides an entry of every latent site.
       source: the module whose code, with all that it imports, the result depends on.
@@ -89,6 +90,7 @@ class ProofCell:
     )
     must_fail: bool = False
     vouched_only: bool = False
+    double: bool = False
     tolerance: float = 1e-8
     ranked: tuple[str, ...] = ("F[0,0]",)
     source: str = __name__

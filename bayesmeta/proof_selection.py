@@ -45,6 +45,7 @@ def cells() -> list[ProofCell]:
         tiny=Sizes(num_tasks=5, num_domains=3),
         replications=only_full(200),
         ranked=("num_included",),
+        double=True,
         source=__name__,
         note="a model whose answers are linear in the weights",
     )

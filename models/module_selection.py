@@ -10,6 +10,10 @@ constant, in the change f = sum_m J_m B_m of all logits. Then with H = L L' and 
 J_m', K = tau^2 sum_m s_m K_m, so that f ~ N(0, K),
 
     log p(answers | s, tau) = b'K b / 2 - v'(1 + L'K L)^-1 v / 2 - log |1 + L'K L| / 2,  v = L'K b.
+
+The first two terms grow with tau^2 and their difference does not, and 1 + L'K L is the worse
+conditioned the larger tau is: to be evaluated in double precision. In single precision chains stop
+where tau is large, and simulation-based calibration fails.
 """
 
 import dataclasses

@@ -305,6 +305,23 @@ class TestModules:
             ours = float(log_evidence(rough, jnp.ones(3), jnp.ones(())))
             assert ours == pytest.approx(self.integral(fit, gold, update, small), abs=1e-3)
 
+    def test_evidence_needs_double_precision(self):
+        import jax
+        import jax.numpy as jnp
+
+        from bayesmeta.adapter_modules import quadratic
+        from bayesmeta.models.module_selection import log_evidence
+
+        fit: object = self.fit(3, 2, 8, (0,), 1.0)
+        gold, scale = fit.answers.gold.numpy(), fit.scale.numpy()
+        parts, nowhere = [module.place for module in fit.adapter.modules], np.zeros(6)
+        wanted = self.integral(fit, gold, nowhere, 300.0 * scale * [1, 1, 0, 0, 1, 1])
+        for double, error in ((True, 1e-6), (False, 1e-2)):
+            with jax.enable_x64(double):
+                data = quadratic(fit.jacobian, gold, scale, nowhere, parts, jnp.asarray, least=0.0)
+                ours = log_evidence(data, jnp.asarray([1.0, 0.0, 1.0]), jnp.asarray(300.0))
+            assert (abs(float(ours) - wanted) < error) == double
+
     def integral(self, fit, gold, update, scale):
         """By the Gaussian integral over the weights themselves."""
         J = fit.jacobian.slopes.astype(float)
@@ -323,6 +340,7 @@ class TestModules:
     def test_gibbs_equals_enumeration(self):
         import itertools
 
+        import jax
         import jax.numpy as jnp
 
         from bayesmeta.adapter_modules import module_data, select_modules
@@ -332,10 +350,13 @@ class TestModules:
         prior = SPIKE_AND_SLAB.replace("fixed", tau=SitePrior("Fixed", {"value": 1.0}))
         fit: object = self.fit(6, 2, 25, (1,), 1.5)
         found = select_modules(fit, prior, num_warmup=100, num_samples=2000)
-        data, total = module_data(fit), {}
-        for s in itertools.product((0.0, 1.0), repeat=6):
-            log_prior = sum(np.log(0.2 if one else 0.8) for one in s)
-            total[s] = np.exp(log_prior + float(log_evidence(data, jnp.asarray(s), jnp.ones(()))))
+        total = {}
+        with jax.enable_x64(True):
+            data = module_data(fit)
+            for s in itertools.product((0.0, 1.0), repeat=6):
+                log_prior = sum(np.log(0.2 if one else 0.8) for one in s)
+                evidence = log_evidence(data, jnp.asarray(s), jnp.ones(()))
+                total[s] = np.exp(log_prior + float(evidence))
         inclusion = sum(np.asarray(s) * p for s, p in total.items()) / sum(total.values())
         error = 4.5 * found.table["inclusion_se"].to_numpy() + 1e-3
         assert (np.abs(found.table["inclusion"].to_numpy() - inclusion) < error).all()
@@ -351,6 +372,7 @@ class TestModules:
         right = len(chosen & set(planted))
         assert 2 * right / (len(chosen) + len(planted)) > 0.9
         assert found.share == pytest.approx(0.2, abs=0.06)
+        assert found.tree["posterior"]["tau"].dtype == np.float64
         np.testing.assert_array_equal(np.flatnonzero(found.most_probable(0.2)), np.array(planted))
         # Where no module matters, none is chosen.
         nothing = select_modules(self.fit(20, 3, 300, (), 0.0), num_samples=200)
