@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bayesmeta.families import make_tasks as make_tasks
     from bayesmeta.fitting import fit as fit
     from bayesmeta.heldout import heldout_table as heldout_table
+    from bayesmeta.inverse_planning import infer_skills as infer_skills
     from bayesmeta.llm.base import AbstractLLM as AbstractLLM
     from bayesmeta.llm.base import Sampling as Sampling
     from bayesmeta.llm.local import LocalLLM as LocalLLM
@@ -31,12 +32,15 @@ if TYPE_CHECKING:
     from bayesmeta.posterior import load_posterior as load_posterior
     from bayesmeta.posterior import save_posterior as save_posterior
     from bayesmeta.prediction import predict as predict
+    from bayesmeta.preferences import fit_preferences as fit_preferences
     from bayesmeta.prior_check import prior_predictive as prior_predictive
     from bayesmeta.reflection import Forgetting as Forgetting
     from bayesmeta.reflection import reflect as reflect
     from bayesmeta.skills import Skill as Skill
     from bayesmeta.skills import Stage as Stage
     from bayesmeta.skills import default_skills as default_skills
+    from bayesmeta.step_evidence import observe_steps as observe_steps
+    from bayesmeta.strategy_choice import choose_strategies as choose_strategies
     from bayesmeta.task_files import read_tasks as read_tasks
     from bayesmeta.task_files import write_tasks as write_tasks
     from bayesmeta.tasks import Task as Task
@@ -58,18 +62,22 @@ _PUBLIC = {
     "TabularLLM": ("bayesmeta.llm.tabular", "TabularLLM"),
     "Task": ("bayesmeta.tasks", "Task"),
     "check_converged": ("bayesmeta.posterior", "check_converged"),
+    "choose_strategies": ("bayesmeta.strategy_choice", "choose_strategies"),
     "default_skills": ("bayesmeta.skills", "default_skills"),
     "fit": ("bayesmeta.fitting", "fit"),
+    "fit_preferences": ("bayesmeta.preferences", "fit_preferences"),
     "from_verdicts": ("bayesmeta.verdicts", "from_verdicts"),
     "heldout_table": ("bayesmeta.heldout", "heldout_table"),
+    "infer_skills": ("bayesmeta.inverse_planning", "infer_skills"),
     "load_evidence": ("bayesmeta.evidence_io", "load"),
     "load_posterior": ("bayesmeta.posterior", "load_posterior"),
     "make_tasks": ("bayesmeta.families", "make_tasks"),
     "observe": ("bayesmeta.observation", "observe"),
+    "observe_steps": ("bayesmeta.step_evidence", "observe_steps"),
     "predict": ("bayesmeta.prediction", "predict"),
     "prior_predictive": ("bayesmeta.prior_check", "prior_predictive"),
-    "reflect": ("bayesmeta.reflection", "reflect"),
     "read_tasks": ("bayesmeta.task_files", "read_tasks"),
+    "reflect": ("bayesmeta.reflection", "reflect"),
     "save_evidence": ("bayesmeta.evidence_io", "save"),
     "save_posterior": ("bayesmeta.posterior", "save_posterior"),
     "summarise": ("bayesmeta.evidence", "summarise"),

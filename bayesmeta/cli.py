@@ -9,6 +9,7 @@ import typer
 
 from bayesmeta import (
     cli_ablate,
+    cli_choose,
     cli_data,
     cli_explain,
     cli_fit,
@@ -35,6 +36,7 @@ app.command("report")(cli_judge.report)
 app.command("ablate")(cli_ablate.ablate)
 app.command("prove")(cli_prove.prove)
 app.command("reflect")(cli_memory.reflect)
+app.command("choose")(cli_choose.choose)
 app.command("explain")(cli_explain.explain)
 app.command("prefer")(cli_prefer.prefer)
 app.add_typer(cli_data.evidence, name="evidence")

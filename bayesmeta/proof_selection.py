@@ -40,7 +40,7 @@ def cells() -> list[ProofCell]:
         "module_selection",
         "nuts and gibbs",
         _modules(),
-        batched(indicators=True, num_samples=1500),
+        batched(indicators=True, num_samples=800),
         sizes=Sizes(num_tasks=25, num_domains=8),
         tiny=Sizes(num_tasks=5, num_domains=3),
         replications=only_full(200),

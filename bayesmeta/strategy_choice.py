@@ -32,12 +32,12 @@ class StrategyChoice:
         probability - cost_per_token * tokens, and ``chosen``: whether it is the largest.
       heldout: one row for each held-out task, or None where there is none: ``domain``, the chosen
         ``skill``, and the columns of `judge`.
-      fit: the posterior draws and whether they may be believed.
+      tree: the posterior, for ArviZ; its attribute ``status`` says whether to believe it.
     """
 
     table: pd.DataFrame
     heldout: pd.DataFrame | None
-    fit: Any
+    tree: xr.DataTree
 
     def skill_for(self, domain: str) -> str:
         """The skill chosen for average tasks of a domain. Raises KeyError for an unknown one."""
@@ -131,7 +131,7 @@ def choose_strategies(
         heldout.insert(0, "domain", new.domain)
         heldout.insert(1, "skill", np.array(counts.skill)[choice])
         heldout.index = pd.Index(new.task, name="task")
-    return StrategyChoice(table, heldout, fit)
+    return StrategyChoice(table, heldout, model.tree(fit, reflect))
 
 
 def choose(
@@ -248,6 +248,50 @@ class SuccessModel:
         standard = (x - self.centre) / self.spread
         effect = np.einsum("np,skp->snk", standard, _merged(fit, "W"))
         return _average(eta[:, index] + effect, sigma)
+
+    def tree(self, fit: Any, tasks: np.ndarray) -> xr.DataTree:
+        """A fit to these tasks for ArviZ, with each task's log-likelihood of all its verdicts."""
+        import jax
+        import jax.numpy as jnp
+
+        from bayesmeta.models.solvability import SolvabilityData, solvability
+        from bayesmeta.posterior_tree import datatree
+
+        c = self.counts.take(tasks)
+        dtype = jax.dtypes.canonicalize_dtype(float)
+        data = SolvabilityData(
+            correct=jnp.asarray(c.correct, jnp.int32),
+            tried=jnp.asarray(c.tried, jnp.int32),
+            domain=jnp.asarray(np.searchsorted(self.domains, c.domain), jnp.int32),
+            x=jnp.asarray((c.x - self.centre) / self.spread, dtype),
+            weight=jnp.ones(c.num_tasks, dtype),
+            num_domains=len(self.domains),
+            max_attempts=int(self.counts.tried.max()),
+        )
+        return datatree(
+            fit,
+            solvability,
+            (data, self.prior),
+            observed={"y": c.correct},
+            constant={"tried": c.tried, "x": c.x},
+            coords={
+                "task": c.task.tolist(),
+                "skill": list(c.skill),
+                "domain": list(self.domains),
+                "feature": list(c.feature),
+            },
+            dims={
+                "theta": ["skill"],
+                "delta": ["domain"],
+                "gamma": ["domain", "skill"],
+                "eta": ["domain", "skill"],
+                "W": ["skill", "feature"],
+                "y": ["task", "skill"],
+                "tried": ["task", "skill"],
+                "x": ["task", "feature"],
+            },
+            attributes={"model": "solvability", "prior": self.prior.to_json()},
+        )
 
     def _stack(self, subsets: Sequence[np.ndarray]) -> Any:
         """Subsets as rows with weights, padded to equal numbers by rows of weight zero."""

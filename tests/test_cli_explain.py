@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import bayesmeta
 from bayesmeta.cli import app
 from bayesmeta.evidence_schema import EvidenceError
+from bayesmeta.posterior import load_posterior
 from bayesmeta.step_io import load_steps, save_steps
 
 
@@ -79,6 +80,33 @@ def test_items_are_ranked(tmp_path):
     assert "lacks the columns" in run("prefer", _csv(tmp_path, table, "winner"), code=2)
     assert "no file" in run("prefer", tmp_path / "missing.csv", code=2)
     assert "--interval is 2" in run("prefer", tmp_path / "pairs.csv", "--interval", 2, code=2)
+
+
+def test_skills_are_chosen(tmp_path):
+    rng = np.random.default_rng(0)
+    right = {("a", "short"): 0.9, ("a", "long"): 0.3, ("b", "short"): 0.2, ("b", "long"): 0.8}
+    rows = [
+        (f"{domain}{n}", domain, skill, int(rng.random() < p), {"short": 5, "long": 100}[skill])
+        for (domain, skill), p in right.items()
+        for n in range(60)
+    ]
+    table = pd.DataFrame(rows, columns=["task", "domain", "skill", "correct", "tokens"])
+    table["split"] = np.where(table["task"].str.endswith("9"), "held_out", "reflect")
+    table.to_csv(tmp_path / "verdicts.csv", index=False)
+    out = run("choose", tmp_path / "verdicts.csv", "--out", tmp_path / "choices.csv")
+    found = pd.read_csv(tmp_path / "choices.csv")
+    chosen = found[found["chosen"]]
+    assert dict(zip(chosen["domain"], chosen["skill"], strict=True)) == {"a": "short", "b": "long"}
+    assert "12 held-out tasks" in out and "regret" in out
+    assert load_posterior(tmp_path / "choices.nc").attrs["model"] == "solvability"
+    # A token that costs a hundredth of a right answer prices the long skill out.
+    dear = run("choose", tmp_path / "verdicts.csv", "--cost-per-token", 0.01)
+    assert "long" not in "".join(row for row in dear.splitlines() if row.endswith("chosen"))
+    assert "cost_per_token is -1" in run(
+        "choose", tmp_path / "verdicts.csv", "--cost-per-token", -1, code=2
+    )
+    assert "not ['skill']" in run("choose", _csv(tmp_path, table, "skill"), code=2)
+    assert "no file" in run("choose", tmp_path / "missing.csv", code=2)
 
 
 def _csv(folder, table, without):

@@ -258,6 +258,14 @@ def test_rates_are_recovered_and_choices_follow_utility():
         choice.skill_for("nowhere")
     assert (upper - lower)[5].min() > 1.3 * (upper - lower)[seen].max()
     assert choice.heldout is not None and len(choice.heldout) == 5 * 6 + 60
+    # The tree for ArviZ counts every reflect task once, whatever rows the sampler merged.
+    import arviz as az
+
+    assert choice.tree["posterior"]["eta"].dims == ("chain", "draw", "domain", "skill")
+    each = choice.tree["log_likelihood"]["y"]
+    assert each.sizes["task"] == 5 * 54 and np.isfinite(float(az.loo(choice.tree).elpd))
+    half = len(table) * np.log(0.5) * 5 * 54 / 360
+    assert half < float(each.sum("task").mean()) < 0
     assert np.all(choice.heldout["regret"].to_numpy() >= 0)
     # 95 tokens more can only pay if they are cheap.
     dear = choose(p, tokens, p > 0, 0.02)
