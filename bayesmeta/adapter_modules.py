@@ -67,7 +67,7 @@ def select_modules(
     prior: Prior = SPIKE_AND_SLAB,
     *,
     num_warmup: int = 200,
-    num_samples: int = 800,
+    num_samples: int = 1500,
     num_chains: int = 2,
     rng_seed: int = 0,
 ) -> ModuleSelection:
