@@ -251,27 +251,14 @@ class SuccessModel:
 
     def tree(self, fit: Any, tasks: np.ndarray) -> xr.DataTree:
         """A fit to these tasks for ArviZ, with each task's log-likelihood of all its verdicts."""
-        import jax
-        import jax.numpy as jnp
-
-        from bayesmeta.models.solvability import SolvabilityData, solvability
+        from bayesmeta.models.solvability import solvability
         from bayesmeta.posterior_tree import datatree
 
         c = self.counts.take(tasks)
-        dtype = jax.dtypes.canonicalize_dtype(float)
-        data = SolvabilityData(
-            correct=jnp.asarray(c.correct, jnp.int32),
-            tried=jnp.asarray(c.tried, jnp.int32),
-            domain=jnp.asarray(np.searchsorted(self.domains, c.domain), jnp.int32),
-            x=jnp.asarray((c.x - self.centre) / self.spread, dtype),
-            weight=jnp.ones(c.num_tasks, dtype),
-            num_domains=len(self.domains),
-            max_attempts=int(self.counts.tried.max()),
-        )
         return datatree(
             fit,
             solvability,
-            (data, self.prior),
+            (self._data(self._rows()[tasks], np.ones(len(tasks))), self.prior),
             observed={"y": c.correct},
             constant={"tried": c.tried, "x": c.x},
             coords={
@@ -295,15 +282,7 @@ class SuccessModel:
 
     def _stack(self, subsets: Sequence[np.ndarray]) -> Any:
         """Subsets as rows with weights, padded to equal numbers by rows of weight zero."""
-        import jax
-        import jax.numpy as jnp
-
-        from bayesmeta.models.solvability import SolvabilityData
-
-        c, K = self.counts, len(self.counts.skill)
-        domain = np.searchsorted(self.domains, c.domain)
-        x = (c.x - self.centre) / self.spread
-        rows = np.hstack([domain[:, None], c.correct, c.tried, x]).astype(np.float64)
+        rows = self._rows()
         found = [np.unique(rows[tasks], axis=0, return_counts=True) for tasks in subsets]
         size = max(len(weight) for _, weight in found)
         step = max(_ROWS, 2 ** (size.bit_length() - 4))
@@ -312,15 +291,30 @@ class SuccessModel:
         weights = np.zeros((len(found), size))
         for b, (row, weight) in enumerate(found):
             padded[b, : len(row)], weights[b, : len(row)] = row, weight
-        dtype = jax.dtypes.canonicalize_dtype(float)
+        return self._data(padded, weights)
+
+    def _rows(self) -> np.ndarray:
+        """[N, 1 + 2 K + P] of each task: domain, right, tried, standardised features."""
+        c = self.counts
+        domain = np.searchsorted(self.domains, c.domain)
+        x = (c.x - self.centre) / self.spread
+        return np.hstack([domain[:, None], c.correct, c.tried, x]).astype(np.float64)
+
+    def _data(self, rows: np.ndarray, weights: np.ndarray) -> Any:
+        """What the program conditions on, from `_rows` and their weights, with any leading axes."""
+        import jax.numpy as jnp
+
+        from bayesmeta.models.solvability import SolvabilityData
+
+        K, real = len(self.counts.skill), jnp.result_type(float)
         return SolvabilityData(
-            correct=jnp.asarray(padded[..., 1 : 1 + K], jnp.int32),
-            tried=jnp.asarray(padded[..., 1 + K : 1 + 2 * K], jnp.int32),
-            domain=jnp.asarray(padded[..., 0], jnp.int32),
-            x=jnp.asarray(padded[..., 1 + 2 * K :], dtype),
-            weight=jnp.asarray(weights, dtype),
+            correct=jnp.asarray(rows[..., 1 : 1 + K], jnp.int32),
+            tried=jnp.asarray(rows[..., 1 + K : 1 + 2 * K], jnp.int32),
+            domain=jnp.asarray(rows[..., 0], jnp.int32),
+            x=jnp.asarray(rows[..., 1 + 2 * K :], real),
+            weight=jnp.asarray(weights, real),
             num_domains=len(self.domains),
-            max_attempts=int(c.tried.max()),
+            max_attempts=int(self.counts.tried.max()),
         )
 
 
