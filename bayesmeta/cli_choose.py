@@ -92,7 +92,7 @@ def choose(
         for name, unit in (
             ("success", "right"),
             ("regret", "of a right answer lost to the best skill in hindsight"),
-            ("tokens", "tokens"),
+            ("tokens", "generated"),
             ("log_score", "nats a verdict"),
         ):
             score = mean_with_error(found.heldout[name].to_numpy(float))

@@ -101,7 +101,8 @@ def test_skills_are_chosen(tmp_path):
     assert load_posterior(tmp_path / "choices.nc").attrs["model"] == "solvability"
     # A token that costs a hundredth of a right answer prices the long skill out.
     dear = run("choose", tmp_path / "verdicts.csv", "--cost-per-token", 0.01)
-    assert "long" not in "".join(row for row in dear.splitlines() if row.endswith("chosen"))
+    chosen = [row.split()[:2] for row in dear.splitlines() if row.endswith("chosen")]
+    assert chosen == [["a", "short"], ["b", "short"]]
     assert "cost_per_token is -1" in run(
         "choose", tmp_path / "verdicts.csv", "--cost-per-token", -1, code=2
     )
