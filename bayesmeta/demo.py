@@ -175,6 +175,7 @@ def _print_diagnostics(posterior, table, console: "Console") -> None:
 
 def format_curve(curve: pd.DataFrame) -> str:
     """The learning curve as text: log scores by size, then the posterior's lead with its error."""
+    from bayesmeta.heldout import POSTERIOR
 
     def table(cell: Callable[[pd.Series], str]) -> str:
         columns = {
@@ -185,8 +186,11 @@ def format_curve(curve: pd.DataFrame) -> str:
 
     scores = table(lambda row: f"{row['log_score']:.3f}")
     leads = table(lambda row: f"{row['diff']:+.3f} ± {row['diff_se']:.3f}")
+    fits = curve.loc[curve["method"] == POSTERIOR, "num_subsets"].sum()
     return (
         "Held-out log score in nats per task, by reflect tasks per domain "
         f"(mean over {curve['num_subsets'].max()} random subsets):\n{scores}\n"
-        f"Posterior minus each method (± standard error over subsets):\n{leads}"
+        f"Posterior minus each method (± standard error over subsets):\n{leads}\n"
+        f"{curve.attrs['num_unconverged']} of the posterior's {fits} fits did not converge "
+        "(R-hat above 1.05, fewer than 100 effective draws, or divergences)."
     )

@@ -11,6 +11,7 @@ import bayesmeta
 from bayesmeta.analysis import judge, write_analysis
 from bayesmeta.demo import format_curve
 from bayesmeta.evidence_join import split
+from bayesmeta.inference.nuts_batch import NutsBatch
 from bayesmeta.refit import Refitter, refitted_learning_curve
 from bayesmeta.skill_scores import skill_scores
 from bayesmeta.temperature import beta_curve, choose_beta
@@ -83,6 +84,15 @@ def test_learning_curve_rises_and_prints(evidence):
     mine = curve.set_index(["method", "size"])["log_score"]
     assert float(mine["posterior", 16]) > float(mine["posterior", 2])
     assert "posterior" in format_curve(curve) and "16" in format_curve(curve)
+    curve.attrs["num_unconverged"] = 4
+    assert "4 of the posterior's 6 fits did not converge" in format_curve(curve)
+
+
+def test_refits_that_did_not_converge_are_counted(evidence):
+    refitter = Refitter(*split(evidence), 1.0)
+    refitter._sample = NutsBatch.of(refitter._sample.model, num_warmup=1, num_samples=4)
+    refitter([np.arange(20), np.arange(30)])
+    assert refitter.num_unconverged == 2
 
 
 def test_beta_is_found_where_answers_were_drawn_sharper_than_scores():
