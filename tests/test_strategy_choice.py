@@ -215,7 +215,8 @@ def test_the_script_prints_a_table_for_any_folder(tmp_path, monkeypatch, capsys)
     table.assign(target="x", answer="yes").to_csv(folder / "outcomes.csv", index=False)
     options = ["--sizes", "10", "15", "--seeds", "1", "--folds", "2", "--warmup", "200"]
     monkeypatch.setattr(sys, "argv", ["strategy_choice.py", str(tmp_path), *options])
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--samples", "200"])
+    more = ["--samples", "200", "--full-warmup", "200", "--full-samples", "200"]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, *more])
     assert script.main() == 0
     printed = capsys.readouterr().out
     result = json.loads(printed.splitlines()[-1])

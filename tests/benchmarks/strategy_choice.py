@@ -299,9 +299,11 @@ def run_set(name: str, task: Problem, options: argparse.Namespace) -> dict[str, 
         fold[inside] = [place[g] for g in task.group[inside]]
     start = time.perf_counter()
     folds = [f for f in range(options.folds) if 0 < (fold == f).sum() < counts.num_tasks]
+    longer = argparse.Namespace(**vars(options))
+    longer.warmup, longer.samples = options.full_warmup, options.full_samples
     # One by one: chains side by side wait for each other.
     parts = [
-        evaluate(task, [every[fold != f]], [every[fold == f]], options, 1000 + f) for f in folds
+        evaluate(task, [every[fold != f]], [every[fold == f]], longer, 1000 + f) for f in folds
     ]
     found = {name: pd.concat([part[name] for part, _ in parts]) for name in parts[0][0]}
     unsure = sum(count for _, count in parts)
@@ -327,6 +329,9 @@ def main() -> int:
     parser.add_argument("--without-features", action="store_true")
     parser.add_argument("--warmup", type=int, default=250)
     parser.add_argument("--samples", type=int, default=400)
+    # More data mix more slowly.
+    parser.add_argument("--full-warmup", type=int, default=500)
+    parser.add_argument("--full-samples", type=int, default=1600)
     options = parser.parse_args()
     results: dict[str, Any] = {}
     for name in options.sets:
