@@ -192,5 +192,5 @@ def format_curve(curve: pd.DataFrame) -> str:
         f"(mean over {curve['num_subsets'].max()} random subsets):\n{scores}\n"
         f"Posterior minus each method (± standard error over subsets):\n{leads}\n"
         f"{curve.attrs['num_unconverged']} of the posterior's {fits} fits did not converge "
-        "(R-hat above 1.05, fewer than 100 effective draws, or divergences)."
+        "(R-hat above 1.05, fewer than 100 effective draws, divergences, or low E-BFMI)."
     )

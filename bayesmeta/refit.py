@@ -55,9 +55,8 @@ class Refitter:
     """Posterior mean strategies for the held-out tasks, learned from subsets of the reflect tasks.
 
     Every subset is the whole set with weight zero on the tasks left out, so all of them have one
-    shape: those of one call run as one vectorised program, and one compilation, which takes longer
-    than the draws, serves all calls with equally many. Features are standardised on the whole
-    reflect set, which reads no answer.
+    shape: those of one call run as one vectorised program, which is compiled once for all calls
+    with equally many. Features are standardised on the whole reflect set, which reads no answer.
     """
 
     def __init__(

@@ -306,7 +306,6 @@ def test_without_ray_the_error_says_how_to_get_it(tmp_path, monkeypatch):
         quick(tmp_path, parallel="ray")
 
 
-@pytest.mark.slow
 def test_with_ray_the_cells_are_the_same(tmp_path, result):
     pytest.importorskip("ray")
     parallel = quick(tmp_path, parallel="ray")

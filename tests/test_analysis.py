@@ -88,11 +88,14 @@ def test_learning_curve_rises_and_prints(evidence):
     assert "4 of the posterior's 6 fits did not converge" in format_curve(curve)
 
 
-def test_refits_that_did_not_converge_are_counted(evidence):
+def test_refits_that_did_not_converge_are_counted_and_compiled_once(evidence):
     refitter = Refitter(*split(evidence), 1.0)
     refitter._sample = NutsBatch.of(refitter._sample.model, num_warmup=1, num_samples=4)
     refitter([np.arange(20), np.arange(30)])
     assert refitter.num_unconverged == 2
+    refitter([np.arange(10), np.arange(40)])
+    assert refitter.num_unconverged == 4
+    assert refitter._sample.run._cache_size() == 1
 
 
 def test_beta_is_found_where_answers_were_drawn_sharper_than_scores():
