@@ -52,7 +52,7 @@ def ablate(
         str, typer.Option(help="Inverse temperature of the scores: a number, or held_out.")
     ] = "held_out",
     jobs: Annotated[
-        Jobs, typer.Option(help="ray computes cells side by side (needs bayesmeta[ray]).")
+        Jobs, typer.Option(help="ray computes cells side by side (needs bayesmeta\\[ray]).")
     ] = Jobs.ONE,
     chains: Annotated[int | None, typer.Option(min=2, help="Chains per fit.")] = None,
     samples: Annotated[int | None, typer.Option(min=4, help="Draws kept per chain.")] = None,

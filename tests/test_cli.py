@@ -42,6 +42,12 @@ def test_help_explains_every_command_with_an_example(command):
     assert f"bayesmeta {' '.join(command)}" in text.split("Example", 1)[1]
 
 
+def test_help_names_an_extra_whole():
+    """Brackets are markup to the library that prints help, and would vanish."""
+    text = run("ablate", "--help").stdout
+    assert "bayesmeta[ray]" in re.sub(r"[\s│]+", "", text)
+
+
 def test_help_is_quick_and_loads_nothing_heavy():
     before = os.times()
     done = subprocess.run([*PROGRAM, "--help"], capture_output=True, text=True)
