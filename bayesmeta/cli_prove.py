@@ -35,7 +35,7 @@ def prove(
         list[str] | None, typer.Option(help="A model or an engine; may be given several times.")
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes side by side; each may take 3 GB of memory.")
+        int, typer.Option(min=1, help="Processes side by side; each may take 4 GB of memory.")
     ] = 1,
 ) -> None:
     """Check every model under every engine by simulation, and every density by enumeration.

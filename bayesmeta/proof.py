@@ -141,7 +141,7 @@ def prove(
       progress: called as ``progress(done, total, cell name)``.
       rng_seed: fixes everything.
       workers: processes that compute cells side by side, each on its share of the cores and with
-        up to 3 GB of memory; 1 computes them in this one.
+        up to 4 GB of memory; 1 computes them in this one.
 
     Returns:
       The table of ``proof.csv``.

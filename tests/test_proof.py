@@ -203,7 +203,8 @@ class TestCommand:
         app.command("prove")(cli_prove.prove)
         app.command("other")(lambda: None)
 
-        def run(folder, tier, *, only, progress):
+        def run(folder, tier, *, only, progress, workers):
+            assert workers == 2
             good = [made_up(CELLS["figure2-nuts"])]
             bad = [made_up(CELLS["figure2_fitted_at_beta=3-nuts"])]
             rows = good if "nuts" in only else good + bad
@@ -215,7 +216,7 @@ class TestCommand:
         return app
 
     def test_exit_code_says_whether_everything_holds(self, app, tmp_path):
-        args = ["prove", "--tier", "fast", "--out", str(tmp_path)]
+        args = ["prove", "--tier", "fast", "--workers", "2", "--out", str(tmp_path)]
         good = CliRunner().invoke(app, [*args, "--only", "nuts"])
         assert good.exit_code == 0 and "pass" in good.stdout, good.output
         bad = CliRunner().invoke(app, args)
