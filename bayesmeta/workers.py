@@ -19,7 +19,8 @@ def in_workers(work: Callable[[str], None], names: Sequence[str], workers: int) 
 
     Processes are started anew, so none inherits compiled code or locks, and each is kept to its
     share of the cores where the system allows that (Linux): threads of two numerical libraries
-    that wait for each other's cores make both slower. They end when this process ends.
+    that wait for each other's cores make both slower. They end with this process; where it is
+    killed, after the work that they have in hand.
 
     Args:
       work: picklable. Keeps its own results; what it returns is dropped.
