@@ -21,6 +21,7 @@ from numpyro import handlers
 
 from bayesmeta.inference.calibration import Calibration
 from bayesmeta.inference.fit_result import FitResult
+from bayesmeta.inference.kept_programs import keeping_programs
 from bayesmeta.inference.nuts_batch import NutsBatch
 from bayesmeta.inference.structure import latent_sites, merge_chains
 
@@ -158,22 +159,22 @@ def _batch_of(program: Given, settings: tuple[tuple[str, Any], ...]) -> NutsBatc
 def one_by_one(fit: Callable[..., FitResult], **settings: Any) -> Engine:
     """Any engine with the signature of `bayesmeta.inference.nuts.nuts`, once per replication.
 
-    Engines that take data as arguments of what they compile are then compiled once, if JAX has a
-    compilation cache to look into (``jax_compilation_cache_dir``).
+    Engines that ask `bayesmeta.inference.kept_programs.kept` compile once for all replications.
     """
 
     def engine(program, drawn, *shared, rng_seed):
         size = len(jax.tree.leaves(drawn)[0])
-        return [
-            fit(
-                program,
-                jax.tree.map(lambda leaf, r=r: jnp.asarray(leaf[r]), drawn),
-                *shared,
-                rng_seed=rng_seed + r,
-                **settings,
-            )
-            for r in range(size)
-        ]
+        with keeping_programs():
+            return [
+                fit(
+                    program,
+                    jax.tree.map(lambda leaf, r=r: jnp.asarray(leaf[r]), drawn),
+                    *shared,
+                    rng_seed=rng_seed + r,
+                    **settings,
+                )
+                for r in range(size)
+            ]
 
     return engine
 

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bayesmeta.inference.array_args import ArrayArgs
 from bayesmeta.inference.fit_result import FitResult
 from bayesmeta.inference.reparametrise import reparametrise
 from bayesmeta.inference.status import Outcome, Status
@@ -61,13 +62,13 @@ class Stream:
       program: the program in the coordinates of the belief.
       compiled: name -> function of (z, arrays, prior), where prior = (loc, precision, weight):
         the log density of the target, its gradient, its Hessian, and the constrained sites.
-      rebuild: arrays -> model arguments.
+      args: what an episode is, but for the numbers in it.
       forgetting: site -> lambda.
     """
 
     program: StreamProgram
     compiled: Mapping[str, Callable[..., Any]]
-    rebuild: Callable[[list[Any]], tuple[Any, ...]]
+    args: ArrayArgs
     forgetting: Mapping[str, float]
 
     @classmethod
@@ -92,15 +93,11 @@ class Stream:
           ValueError: a lambda out of range or for no site, or a program that no Gaussian fits.
         """
         program = StreamProgram.of(reparametrise(model, decenter, gaussianise), *model_args)
-        leaves, structure = jax.tree.flatten(model_args)
-
-        def rebuild(arrays):
-            rest = iter(arrays)
-            return structure.unflatten([next(rest) if _is_array(x) else x for x in leaves])
+        args, _ = ArrayArgs.of(model_args)
 
         def log_target(z, arrays, prior):
             loc, precision, weight = prior
-            log_prior, log_likelihood = program.log_terms(z, *rebuild(arrays))
+            log_prior, log_likelihood = program.log_terms(z, *args.filled(arrays))
             moved = z - loc
             return log_likelihood + weight @ log_prior - 0.5 * moved @ precision @ moved
 
@@ -115,11 +112,11 @@ class Stream:
             ),
             "sites": jax.jit(
                 lambda z, arrays: jax.lax.map(
-                    lambda one: program.constrained(one, *rebuild(arrays)), z, batch_size=64
+                    lambda one: program.constrained(one, *args.filled(arrays)), z, batch_size=64
                 )
             ),
         }
-        return cls(program, compiled, rebuild, _checked(program, forgetting or {}))
+        return cls(program, compiled, args, _checked(program, forgetting or {}))
 
     @property
     def layout(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -243,7 +240,3 @@ def _checked(program: StreamProgram, forgetting: Mapping[str, float]) -> dict[st
                 "nothing, 0.9 remembers about ten episodes."
             )
     return found
-
-
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, (jax.Array, np.ndarray))

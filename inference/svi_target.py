@@ -10,6 +10,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from numpyro.infer import init_to_median, initialize_model
 
+from bayesmeta.inference.array_args import ArrayArgs
+
 #: Draws that one vectorised evaluation of the program handles: bounds memory.
 _AT_ONCE = 16
 
@@ -35,12 +37,7 @@ class Target:
 
     @classmethod
     def of(cls, program: Callable[..., Any], model_args: tuple, rng_key: jax.Array) -> "Target":
-        leaves, structure = jax.tree.flatten(model_args)
-
-        def rebuild(arrays):
-            rest = iter(arrays)
-            return structure.unflatten([next(rest) if _is_array(x) else x for x in leaves])
-
+        args, _ = ArrayArgs.of(model_args)
         info = initialize_model(
             rng_key,
             program,
@@ -52,10 +49,10 @@ class Target:
         centre, unravel = ravel_pytree(info.param_info.z)
 
         def log_joint(z, arrays):
-            return -info.potential_fn(*rebuild(arrays))(unravel(z))
+            return -info.potential_fn(*args.filled(arrays))(unravel(z))
 
         def constrain(z, arrays):
-            return info.postprocess_fn(*rebuild(arrays))(unravel(z))
+            return info.postprocess_fn(*args.filled(arrays))(unravel(z))
 
         return cls(
             jax.jit(jax.vmap(jax.value_and_grad(log_joint), (0, None))),
@@ -79,7 +76,7 @@ class Target:
 
 def array_leaves(model_args: tuple[Any, ...]) -> list[Any]:
     """The arrays among the leaves of some arguments; the rest (a prior, say) never changes."""
-    return [leaf for leaf in jax.tree.leaves(model_args) if _is_array(leaf)]
+    return ArrayArgs.of(model_args)[1]
 
 
 def _in_blocks(function, z):
@@ -87,7 +84,3 @@ def _in_blocks(function, z):
     padded = jnp.pad(z, ((0, -len(z) % _AT_ONCE), (0, 0)), mode="edge")
     blocks = [function(padded[i : i + _AT_ONCE]) for i in range(0, len(z), _AT_ONCE)]
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(z)], *blocks)
-
-
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, (jax.Array, np.ndarray))

@@ -14,6 +14,7 @@ The engines `whitened_nuts` and `whitened_hmc` differ only in the kernel that th
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.stages import Compiled, Lowered
 from numpyro import handlers
 from numpyro.distributions import Distribution
 from numpyro.infer.hmc import HMC
@@ -30,14 +32,17 @@ from numpyro.infer.reparam import LocScaleReparam
 from numpyro.infer.util import ParamInfo, log_density
 from threadpoolctl import threadpool_limits
 
+from bayesmeta.inference.array_args import ArrayArgs
 from bayesmeta.inference.diagnose import diagnose_chains
 from bayesmeta.inference.fit_result import FitResult
 from bayesmeta.inference.group_effects import base_of, latent_of, obstacle, shape_params
+from bayesmeta.inference.kept_programs import kept
 from bayesmeta.inference.laplace import LaplaceError, laplace
 from bayesmeta.inference.nuts import nuts
 from bayesmeta.inference.sharding import is_sharded
 
-#: Makes a NumPyro kernel for a potential function of a flat vector.
+#: Makes a NumPyro kernel for a potential function of a flat vector. Equal for equal settings, where
+#: compiled programs are to be shared (see `bayesmeta.inference.kept_programs`).
 MakeKernel = Callable[[Callable[[Any], Any]], HMC]
 
 #: The made-up energy of a starting point, in nats: higher than any real one, see `Whitened.chain`.
@@ -88,9 +93,9 @@ def fit_whitened(
     fallback = obstacle(sites, group, scale)
     if not fallback:
         try:
-            whitened = Whitened(model, model_args, sites, group, scale)
-            samples, stats = whitened.sample(
-                make_kernel, **{k: v for k, v in plain.items() if k != "target_accept"}
+            args, arrays = ArrayArgs.of(model_args)
+            samples, stats = Whitened(model, args, group, scale, sites).sample(
+                make_kernel, arrays, **{k: v for k, v in plain.items() if k != "target_accept"}
             )
         except LaplaceError as error:
             fallback = str(error)
@@ -115,21 +120,28 @@ def fit_whitened(
 class Whitened:
     """A program as a density over flat vectors, sites in order of ``sites``.
 
-    Arrays are passed, not closed over: as constants XLA would spend long folding them.
+    Arrays are passed, not closed over: as constants XLA would spend long folding them, and what
+    is compiled could serve no others. The sites follow from the rest, so they are not compared.
     """
 
     model: Callable[..., Any]
-    model_args: tuple[Any, ...]
-    sites: dict[str, Distribution]
+    args: ArrayArgs
     group: str
     scale: str
+    sites: dict[str, Distribution] = dataclasses.field(compare=False)
 
     def sample(
-        self, make_kernel: MakeKernel, *, rng_seed, num_chains, num_warmup, num_samples
+        self,
+        make_kernel: MakeKernel,
+        arrays: list[Any],
+        *,
+        rng_seed: int,
+        num_chains: int,
+        num_warmup: int,
+        num_samples: int,
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Samples and statistics, [chain, draw, *shape]. Raises LaplaceError."""
         dtype, size = np.dtype(jnp.result_type(float)), self.size
-        arrays = [leaf for leaf in jax.tree.leaves(self.model_args) if _is_array(leaf)]
         # Drawn on the host: each small JAX function would be compiled on its own.
         keys = np.random.SeedSequence(rng_seed).generate_state(2 * num_chains).reshape(-1, 2)
         noise = np.random.default_rng(rng_seed).normal(size=(num_chains, size)).astype(dtype)
@@ -141,15 +153,23 @@ class Whitened:
                 make_kernel, num_warmup, num_samples, key, z, mode, axes, centring, arrays
             )
 
-        in_axes = (0, 0, None, None, None, None)
-        if jax.local_device_count() >= num_chains and not is_sharded(arrays):
-            spread: Any = jax.pmap(chain, in_axes=in_axes)
-        else:
-            spread = jax.jit(jax.vmap(chain, in_axes))
-        curvature = jax.jit(self.curvature).lower(blank[0], arrays)
+        def sampler():
+            in_axes = (0, 0, None, None, None, None)
+            spread: Any = (
+                jax.pmap(chain, in_axes=in_axes) if apart else jax.jit(jax.vmap(chain, in_axes))
+            )
+            return spread.lower(keys, noise, *blank, arrays).compile()
+
+        apart = jax.local_device_count() >= num_chains and not is_sharded(arrays)
+        settings = (make_kernel, num_chains, num_warmup, num_samples, apart)
+        # Traced here, compiled in the thread: NumPyro's handlers are one stack for all threads.
+        curvature = kept(
+            ("curvature", self, dtype),
+            lambda: _Curvature(jax.jit(self.curvature).lower(blank[0], arrays)),
+        )
         with ThreadPoolExecutor(1) as pool:
             coordinates = pool.submit(self.coordinates, curvature, arrays, dtype)
-            run = spread.lower(keys, noise, *blank, arrays).compile()
+            run = kept(("sampler", self, dtype, settings), sampler)
             out = run(keys, noise, *coordinates.result(), arrays)
         return jax.device_get(out)
 
@@ -159,7 +179,7 @@ class Whitened:
         """One chain from ``z`` [size]: sites and statistics, [draw, *shape]."""
         partly = LocScaleReparam(centring, shape_params(self.sites[self.group]))
         program = handlers.reparam(self.model, config={self.group: partly})
-        args = self._rebuild(arrays)
+        args = self.args.filled(arrays)
 
         def evaluate(z):
             return self._potential(program, args, mode + axes @ z, f"{self.group}_decentered")
@@ -182,10 +202,12 @@ class Whitened:
             zip(names, stats, strict=True)
         )
 
-    def coordinates(self, lowered: Any, arrays: list[Any], dtype: np.dtype) -> tuple[Any, ...]:
+    def coordinates(
+        self, program: "_Curvature", arrays: list[Any], dtype: np.dtype
+    ) -> tuple[Any, ...]:
         """Mode [size], axes [size, size] and centring [*group shape] of the whitened sampler."""
         log_tau = self.slices[self.scale].start
-        on_device, curvature = jax.device_put(arrays), lowered.compile()
+        on_device, curvature = jax.device_put(arrays), program.compiled
 
         def evaluate(x):
             *found, mismatch = jax.device_get(curvature(x.astype(dtype), on_device))
@@ -203,7 +225,7 @@ class Whitened:
 
     def curvature(self, x: Any, arrays: list[Any]) -> tuple[Any, ...]:
         """Negative log density, gradient, Hessian, and how far the group is from N(0, tau^2)."""
-        args = self._rebuild(arrays)
+        args = self.args.filled(arrays)
 
         def potential(x):
             value, trace = self._potential(self.model, args, x, self.group)
@@ -240,14 +262,16 @@ class Whitened:
     def size(self) -> int:
         return max(own.stop for own in self.slices.values())
 
-    def _rebuild(self, arrays: list[Any]) -> tuple[Any, ...]:
-        leaves, structure = jax.tree.flatten(self.model_args)
-        rest = iter(arrays)
-        return structure.unflatten([next(rest) if _is_array(v) else v for v in leaves])
 
+class _Curvature:
+    """`Whitened.curvature`, compiled by whoever asks first."""
 
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, (jax.Array, np.ndarray))
+    def __init__(self, lowered: Lowered) -> None:
+        self._lowered = lowered
+
+    @functools.cached_property
+    def compiled(self) -> Compiled:
+        return self._lowered.compile()
 
 
 def _is_deterministic(site: dict[str, Any]) -> bool:

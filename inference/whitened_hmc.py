@@ -1,6 +1,6 @@
 """Hamiltonian Monte Carlo with trajectories of one length, in whitened coordinates."""
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +53,7 @@ def whitened_hmc(
         )
     return fit_whitened(
         "whitened_hmc",
-        functools.partial(_kernel, target_accept, trajectory_length),
+        _Kernel(target_accept, trajectory_length),
         model,
         model_args,
         group=group,
@@ -70,11 +70,18 @@ def whitened_hmc(
     )
 
 
-def _kernel(target_accept: float, length: float, potential: Callable[[Any], Any]) -> HMC:
-    return HMC(
-        potential_fn=potential,
-        target_accept_prob=target_accept,
-        trajectory_length=length,
-        # Coordinates have unit scale by construction; an estimate would only add noise.
-        adapt_mass_matrix=False,
-    )
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Kernel:
+    """Equal for equal settings, so that equal fits can share what is compiled."""
+
+    target_accept: float
+    trajectory_length: float
+
+    def __call__(self, potential: Callable[[Any], Any]) -> HMC:
+        return HMC(
+            potential_fn=potential,
+            target_accept_prob=self.target_accept,
+            trajectory_length=self.trajectory_length,
+            # Coordinates have unit scale by construction; an estimate would only add noise.
+            adapt_mass_matrix=False,
+        )

@@ -1,6 +1,6 @@
 """The No-U-Turn sampler (Hoffman & Gelman 2014) in whitened coordinates."""
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +46,7 @@ def whitened_nuts(
     """
     return fit_whitened(
         "whitened_nuts",
-        functools.partial(_kernel, target_accept),
+        _Kernel(target_accept),
         model,
         model_args,
         group=group,
@@ -63,5 +63,11 @@ def whitened_nuts(
     )
 
 
-def _kernel(target_accept: float, potential: Callable[[Any], Any]) -> NUTS:
-    return NUTS(potential_fn=potential, target_accept_prob=target_accept)
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Kernel:
+    """Equal for equal settings, so that equal fits can share what is compiled."""
+
+    target_accept: float
+
+    def __call__(self, potential: Callable[[Any], Any]) -> NUTS:
+        return NUTS(potential_fn=potential, target_accept_prob=self.target_accept)
