@@ -106,6 +106,7 @@ def attempts_data(
         successes=jnp.asarray(made, jnp.int32),
         attempts=jnp.asarray(tried, jnp.int32),
         log_odds=jnp.asarray(log_odds, jnp.result_type(float)),
+        max_attempts=int(np.max(tried)),
     )
     return _full_data(evidence, encoding, outcome, None, task_weight)
 

@@ -168,7 +168,7 @@ def prove(
         work = functools.partial(
             _prove_named, tier=tier, folder=folder, rng_seed=rng_seed, code=code
         )
-        for index, name in enumerate(in_workers(work, [cell.name for cell in chosen], workers)):
+        for index, name in enumerate(in_workers(work, longest_first(chosen), workers)):
             if progress:
                 progress(index + 1, len(chosen), name)
     done: list[Proven] = []
@@ -192,6 +192,11 @@ def prove(
     atomic_write(folder / "quantities.csv", lambda path: quantities.to_csv(path, index=False))
     table.attrs["accepted"] = all(proven.accepted for proven in done)
     return table
+
+
+def longest_first(chosen: Sequence[ProofCell]) -> list[str]:
+    """Names in the order in which processes side by side should begin them."""
+    return [cell.name for cell in sorted(chosen, key=lambda cell: -cell.minutes)]
 
 
 def prove_cell(cell: ProofCell, num_replications: int, rng_seed: int = 0) -> Proven:

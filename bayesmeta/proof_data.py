@@ -91,6 +91,7 @@ def full_inputs(graph: Graph, sizes: Sizes, *, seed: int = 0) -> FullData:
             successes=none_yet,
             attempts=jnp.asarray(rng.integers(3, 9, N)),
             log_odds=_float(SHARPNESS * rng.normal(size=(K, N))),
+            max_attempts=8,
         )
     elif graph.composition != "trace_mixture" or not graph.g_to_a:
         outcome = _steps(rng, sizes)

@@ -54,12 +54,14 @@ def cells() -> list[ProofCell]:
             model="inverse planning, switching",
             case=_planning(SWITCHING),
             replications=only_full(200),
+            minutes=8.0,
         ),
         dataclasses.replace(
             static,
             model="inverse planning, steps counted twice",
             case=_planning(STATIC, twice=True),
             replications=only_full(200),
+            minutes=6.0,
             must_fail=True,
             note="each trace's likelihood squared",
         ),
@@ -78,13 +80,15 @@ def cells() -> list[ProofCell]:
             "solvability",
             "nuts",
             _solvability,
-            batched(*SCALE_OF, num_samples=1500),
+            # Long trajectories and a costly density: fewer together wait less for the longest.
+            batched(*SCALE_OF, num_samples=1500, at_once=20),
             sizes=Sizes(num_tasks=60, num_domains=4),
             tiny=Sizes(num_tasks=5, num_domains=3),
             replications=only_full(200),
             tolerance=1e-3,
             ranked=("eta[0,0]",),
             source=__name__,
+            minutes=20.0,
             note="difficulty by quadrature: compared with a fine grid",
         ),
         ProofCell(
@@ -182,7 +186,6 @@ def _solvability(sizes: Sizes) -> Case:
         weight=jnp.ones(N, real),
         num_domains=D,
         max_attempts=3,
-        num_nodes=15,
     )
     return Case(
         solvability,

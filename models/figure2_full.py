@@ -19,7 +19,7 @@ from bayesmeta.models.figure2 import SLAB, domain_basis, horseshoe_scale
 from bayesmeta.models.full_data import Answers, Attempts, FullData, Steps
 from bayesmeta.models.full_sites import SUPPORTS, sites_of
 from bayesmeta.models.graph import WORKING, Graph
-from bayesmeta.models.mixture import LLMCategorical
+from bayesmeta.models.mixture import LLMCategorical, log_mixture
 from bayesmeta.models.outcome_distributions import (
     BetaBinomialCount,
     SkillMixture,
@@ -115,10 +115,18 @@ def outcome(
     seen = data.outcome
     if isinstance(seen, Steps):
         log_weights = jax.nn.log_softmax(log_F, 0)
-        log_p = log_answer(
-            log_weights, seen, graph.composition, f_to_o=graph.f_to_o, g_to_a=graph.g_to_a
+        log_p, log_likelihood = (
+            log_answer(
+                log_weights,
+                seen,
+                graph.composition,
+                f_to_o=graph.f_to_o,
+                g_to_a=graph.g_to_a,
+                answer=answer,
+            )
+            for answer in (None, seen.gold)
         )
-        return TraceCategorical(log_p, data.scale), seen.gold
+        return TraceCategorical(log_p, data.scale, log_likelihood), seen.gold
     if isinstance(seen, Answers):
         log_p = answer_table(seen, data, prior, graph)
         log_likelihood = jnp.take_along_axis(log_p, seen.gold[None, None, :], 0)[0]
@@ -130,12 +138,14 @@ def outcome(
         )
         return SkillMixture(log_F, components, data.scale), seen.successes
     phi = draw("phi", prior)
-    p = jax.nn.sigmoid(log_odds)
     if graph.skill_per == "attempt":
         # Every attempt draws its own skill, so only the mean over skills is left.
-        p = (jax.nn.softmax(log_F, 0) * p).sum(0, keepdims=True)
-        log_F = jnp.zeros_like(p)
-    components = BetaBinomialCount(phi * p, phi * (1 - p), seen.attempts)
+        log_odds = log_mixture(log_F, jax.nn.log_sigmoid(log_odds)) - log_mixture(
+            log_F, jax.nn.log_sigmoid(-log_odds)
+        )
+        log_odds = log_odds[None]
+        log_F = jnp.zeros_like(log_odds)
+    components = BetaBinomialCount(log_odds, phi, seen.attempts, seen.max_attempts)
     return SkillMixture(log_F, components, data.scale), seen.successes
 
 

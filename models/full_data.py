@@ -88,11 +88,14 @@ class Attempts:
       attempts: [N] how many there were.
       log_odds: [K, N] what is known beforehand of the log-odds that an attempt under each skill
         succeeds, such as the language model's own; zeros where nothing is.
+      max_attempts: at least the largest entry of ``attempts``; None where it is not known. The
+        density of few attempts needs no gamma functions, which are costly.
     """
 
     successes: Int[Array, " task"]
     attempts: Int[Array, " task"]
     log_odds: Float[Array, "skill task"]
+    max_attempts: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

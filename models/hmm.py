@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
+from bayesmeta.models.log_sum_exp import log_sum_exp
+
 
 def sticky(log_weight: Float[Array, " K"], switch: ArrayLike) -> Float[Array, "K K"]:
     """Log transitions that stay with probability 1 - switch, or else draw a state afresh."""
@@ -19,16 +21,17 @@ def sticky(log_weight: Float[Array, " K"], switch: ArrayLike) -> Float[Array, "K
 def log_evidence(
     log_initial: Float[Array, " K"],
     log_transition: Float[Array, "K K"],
-    log_likelihood: Float[Array, "T K"],
-) -> Float[Array, ""]:
+    log_likelihood: Float[Array, "T K *chain"],
+) -> Float[Array, "*chain"]:
     """log p(observations), states summed out by the forward pass.
 
     Args:
       log_initial: of the first state.
       log_transition: [i, j] from state i to state j.
-      log_likelihood: of each step's observation under each state.
+      log_likelihood: of each step's observation under each state. Many chains at once come last,
+        where loops over them are fast.
     """
-    return jax.nn.logsumexp(_forward(log_initial, log_transition, log_likelihood)[-1])
+    return log_sum_exp(_forward(log_initial, log_transition, log_likelihood)[-1], 0)
 
 
 def smoothed(
@@ -70,13 +73,15 @@ def most_probable(
     return jnp.concatenate([path, end[None]])
 
 
-def _forward(log_initial, log_transition, log_likelihood) -> Float[Array, "T K"]:
+def _forward(log_initial, log_transition, log_likelihood) -> Float[Array, "T K *chain"]:
     """log p(steps up to t, state at t)."""
+    every = (1,) * (log_likelihood.ndim - 2)
+    log_transition = log_transition.reshape(log_transition.shape + every)
 
     def step(before, observed):
-        now = jax.nn.logsumexp(before[:, None] + log_transition, axis=0) + observed
+        now = log_sum_exp(before[:, None] + log_transition, 0) + observed
         return now, now
 
-    first = log_initial + log_likelihood[0]
+    first = log_initial.reshape(log_initial.shape + every) + log_likelihood[0]
     _, rest = jax.lax.scan(step, first, log_likelihood[1:])
     return jnp.concatenate([first[None], rest])

@@ -26,6 +26,7 @@ from numpyro.distributions import Distribution, constraints
 from bayesmeta.models.contrasts import contrast
 from bayesmeta.models.draw import draw
 from bayesmeta.models.hmm import log_evidence, most_probable, smoothed, sticky
+from bayesmeta.models.log_sum_exp import log_sum_exp
 from bayesmeta.models.prior import Prior, SitePrior
 
 #: Logit of a candidate that is not there: its probability is exactly 0 in float32.
@@ -92,12 +93,22 @@ def step_log_likelihood(
 ) -> Float[Array, "trace goal step skill"]:
     """log pi_k(a_nt | s_nt, g), nats; 0 where a step was not seen. Outcomes join the last seen."""
     chosen = data.chosen if chosen is None else chosen
-    log_pi = jax.nn.log_softmax(beta_a * data.log_q, axis=-2)
-    taken = jnp.take_along_axis(log_pi, chosen[:, None, :, None, None], axis=3)[..., 0, :]
-    taken = jnp.where(data.seen[:, None, :, None], taken, 0.0)
-    later = jnp.cumsum(data.seen[:, ::-1], 1)[:, ::-1]  # steps seen from here on
-    last = (data.seen & (later == 1))[:, None, :, None]
-    return taken + jnp.where(last, data.log_outcome[:, :, None, :], 0.0)
+    return jnp.moveaxis(_steps_by_trace(data, beta_a, chosen), -1, 0)
+
+
+def _steps_by_trace(
+    data: TraceData, beta_a: Array, chosen: Array
+) -> Float[Array, "goal step skill trace"]:
+    """As `step_log_likelihood`, with traces last, where loops over them are fast."""
+    log_q = jnp.moveaxis(data.log_q, 0, -1)
+    # Picked before it is multiplied: the derivative of picking is scattering, which is slow.
+    taken = jnp.take_along_axis(log_q, chosen.T[None, :, None, None], axis=2)[:, :, 0]
+    log_pi = beta_a * taken - log_sum_exp(beta_a * log_q, 2)
+    seen = data.seen.T  # [T, N]
+    later = jnp.cumsum(seen[::-1], 0)[::-1]  # steps seen from here on
+    last = (seen & (later == 1))[:, None, :]
+    log_outcome = jnp.moveaxis(data.log_outcome, 0, -1)[:, None]
+    return jnp.where(seen[:, None, :], log_pi, 0.0) + jnp.where(last, log_outcome, 0.0)
 
 
 class PlannedSteps(Distribution):
@@ -124,11 +135,11 @@ class PlannedSteps(Distribution):
 
     def log_goal_evidence(self, value: Int[Array, "trace step"]) -> Float[Array, "trace goal"]:
         """log p(steps | goal), skills summed out."""
-        steps = step_log_likelihood(self.data, self.beta_a, value)
+        steps = _steps_by_trace(self.data, self.beta_a, value)
         if self.switch is None:
-            return jax.nn.logsumexp(self.log_weight + steps.sum(2), axis=-1)
+            return log_sum_exp(self.log_weight[:, None] + steps.sum(1), 1).T
         transition = sticky(self.log_weight, self.switch)
-        return jax.vmap(jax.vmap(lambda one: log_evidence(self.log_weight, transition, one)))(steps)
+        return log_evidence(self.log_weight, transition, jnp.moveaxis(steps, 0, 2)).T
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         """What would be chosen in the states that were met: states are given, not simulated."""

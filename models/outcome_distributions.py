@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax.scipy.special import gammaln
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
+from bayesmeta.models.beta_binomial import log_beta_binomial, log_ways
 from bayesmeta.models.mixture import log_mixture
 
 
@@ -42,20 +42,46 @@ class SkillMixture(dist.Distribution):
         return jnp.take_along_axis(outcomes, skill[..., None, :], axis=-2)[..., 0, :]
 
 
-class BetaBinomialCount(dist.BetaBinomial):
-    """NumPyro's beta-binomial, with a log-probability exact in float64.
+class BetaBinomialCount(dist.Distribution):
+    """How many of several attempts succeed, see `bayesmeta.models.beta_binomial`.
 
-    JAX's ``betaln`` is off by up to 1e-6 where its arguments are moderate; ``gammaln`` is not.
+    Args:
+      log_odds: of the success of an attempt.
+      concentration: phi; the larger, the less attempts go together.
+      total_count: how many attempts there are.
+      max_count: at least the largest ``total_count``, where that is known: few attempts are
+        cheaper.
     """
 
-    def log_prob(self, value: Any) -> Array:
-        a, b = jnp.asarray(self.concentration1), jnp.asarray(self.concentration0)
-        n = jnp.asarray(self.total_count)
-        return (
-            (gammaln(n + 1.0) - gammaln(value + 1.0) - gammaln(n - value + 1.0))
-            + (gammaln(value + a) + gammaln(n - value + b) - gammaln(n + a + b))
-            - (gammaln(a) + gammaln(b) - gammaln(a + b))
+    arg_constraints = {}
+    pytree_data_fields = ("log_odds", "concentration", "total_count")
+    pytree_aux_fields = ("max_count",)
+
+    def __init__(self, log_odds, concentration, total_count, max_count=None, *, validate_args=None):
+        self.log_odds, self.concentration = jnp.asarray(log_odds), jnp.asarray(concentration)
+        self.total_count, self.max_count = jnp.asarray(total_count), max_count
+        shape = jnp.broadcast_shapes(
+            self.log_odds.shape, self.concentration.shape, self.total_count.shape
         )
+        super().__init__(batch_shape=shape, validate_args=validate_args)
+
+    @property
+    def support(self):
+        return constraints.integer_interval(0, self.total_count)
+
+    def log_prob(self, value: Any) -> Array:
+        value = jnp.asarray(value)
+        given = log_beta_binomial(
+            self.log_odds, self.concentration, value, self.total_count, self.max_count
+        )
+        return log_ways(value, self.total_count, self.max_count) + given
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        key_chance, key_count = jax.random.split(key)
+        p, q = jax.nn.sigmoid(self.log_odds), jax.nn.sigmoid(-self.log_odds)
+        phi, shape = self.concentration, sample_shape + self.batch_shape
+        chance = jax.random.beta(key_chance, phi * p, phi * q, shape)
+        return dist.Binomial(self.total_count, chance).sample(key_count)
 
 
 class VerifierCount(dist.Distribution):
@@ -109,13 +135,15 @@ class TraceCategorical(dist.Distribution):
       log_p: [candidate, task], log p(c | n) in nats. An estimate from sampled traces need not sum
         to one; its value at the observed answer is unbiased before the logarithm.
       scale: [task] factor on each log-probability.
+      log_likelihood: [task], ``log_p`` at the observed answer, where that is already known: the
+        other candidates then cost nothing.
     """
 
     arg_constraints = {}
-    pytree_data_fields = ("log_p", "scale")
+    pytree_data_fields = ("log_p", "scale", "log_likelihood")
 
-    def __init__(self, log_p, scale=1.0, *, validate_args=None):
-        self.log_p, self.scale = log_p, scale
+    def __init__(self, log_p, scale=1.0, log_likelihood=None, *, validate_args=None):
+        self.log_p, self.scale, self.log_likelihood = log_p, scale, log_likelihood
         super().__init__(batch_shape=(log_p.shape[-1],), validate_args=validate_args)
 
     @property
@@ -123,6 +151,8 @@ class TraceCategorical(dist.Distribution):
         return constraints.integer_interval(0, self.log_p.shape[0] - 1)
 
     def log_prob(self, value) -> Array:
+        if self.log_likelihood is not None:
+            return self.scale * self.log_likelihood
         at_value = jnp.take_along_axis(self.log_p, jnp.atleast_2d(value), 0)
         return self.scale * at_value.reshape(jnp.shape(value))
 

@@ -22,12 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jax.scipy.special import gammaln
 from jaxtyping import Array, Float, Int
 from numpyro.distributions import constraints
 
+from bayesmeta.models.beta_binomial import log_beta_binomial, log_ways
 from bayesmeta.models.contrasts import contrast
 from bayesmeta.models.draw import draw, draw_from
+from bayesmeta.models.log_sum_exp import log_sum_exp
 from bayesmeta.models.prior import Prior, SitePrior
 
 #: Weakly informative: every kind of effect has a scale on logits that is learned, and is thought
@@ -79,8 +80,6 @@ SOLVABILITY_PRIORS: dict[str, Prior] = {
 
 #: Effects and the scale of each; they sample better as multiples of it.
 SCALE_OF = {"u": "tau_theta", "a": "tau_delta", "v": "tau_gamma", "W": "tau_W"}
-#: Up to this many attempts, products are cheaper than gamma functions.
-_FEW_ATTEMPTS = 8
 
 
 @jax.tree_util.register_dataclass
@@ -216,62 +215,48 @@ class Verdicts(dist.Distribution):
         super().__init__(logits.shape[:1], logits.shape[1:], validate_args=validate_args)
 
     def log_prob(self, value: Any) -> Array:
-        value, tried = (jnp.asarray(v, self.logits.dtype) for v in (value, self.tried))
-        ways = gammaln(tried + 1) - gammaln(value + 1) - gammaln(tried - value + 1)
-        ways = ways.sum(-1) if self.max_attempts > 1 else 0.0
+        # Tasks last from here on: loops over many run several times faster than over few skills.
+        logits, value, tried = (
+            jnp.swapaxes(jnp.asarray(v, self.logits.dtype), -1, -2)
+            for v in (self.logits, value, self.tried)
+        )
+        ways = log_ways(value, tried, self.max_attempts).sum(-2)
         if self.sigma_b is None:
-            return self.weight * (ways + self._given(self.logits, value, tried).sum(-1))
-        centre, width = self._centre(value, tried)
+            return self.weight * (ways + self._given(logits, value, tried).sum(-2))
+        centre, width = self._centre(logits, value, tried)
         z, weight = np.polynomial.hermite_e.hermegauss(self.num_nodes)
         z = z.astype(value.dtype)[:, None]
         log_weight = np.log(weight).astype(value.dtype)[:, None]
         b = centre + width * z
-        given = self._given(self.logits - b[:, :, None], value, tried).sum(-1)
+        given = self._given(logits - b[:, None, :], value, tried).sum(-2)
         # Weights are for N(z | 0, 1); what is integrated is N(b | 0, sigma_b^2) db.
         change = 0.5 * (z**2 - (b / self.sigma_b) ** 2) + jnp.log(width / self.sigma_b)
-        total = jax.nn.logsumexp(log_weight + change + given, axis=0)
+        total = log_sum_exp(log_weight + change + given, 0)
         return self.weight * (ways + total - 0.5 * np.log(2 * np.pi).astype(value.dtype))
 
     def _given(self, logits: Array, value: Array, tried: Array) -> Array:
-        """log p(y | difficulty) of each cell, without the number of ways to choose y of m."""
-        log_q = -jax.nn.softplus(logits)
+        """log p(y | difficulty) by skill and task, without the number of ways to choose y of m."""
         if self.phi is None:
-            return value * logits + tried * log_q
-        log_p = logits + log_q
-        log_phi = jnp.log(self.phi)
-        return (
-            self._log_rising(log_phi + log_p, value)
-            + self._log_rising(log_phi + log_q, tried - value)
-            - self._log_rising(log_phi, tried)
-        )
+            return value * logits - tried * jax.nn.softplus(logits)
+        return log_beta_binomial(logits, self.phi, value, tried, self.max_attempts)
 
-    def _log_rising(self, log_a: Array, count: Array) -> Array:
-        """log a (a + 1) ... (a + count - 1), with a finite gradient however small a is."""
-        a = jnp.exp(log_a)
-        if self.max_attempts > _FEW_ATTEMPTS:
-            rest = gammaln(a + jnp.maximum(count, 1)) - gammaln(a + 1)
-        else:
-            terms = (jnp.where(i < count, jnp.log(a + i), 0) for i in range(1, self.max_attempts))
-            rest = sum(terms, start=jnp.zeros(()))
-        return jnp.where(count > 0, log_a + rest, 0)
-
-    def _centre(self, value: Array, tried: Array) -> tuple[Array, Array]:
+    def _centre(self, logits: Array, value: Array, tried: Array) -> tuple[Array, Array]:
         """Mode and width of each task's integrand, roughly: any will do, good ones do with less."""
-        logits, sigma = jax.lax.stop_gradient((self.logits, jnp.asarray(self.sigma_b)))
+        logits, sigma = jax.lax.stop_gradient((logits, jnp.asarray(self.sigma_b)))
         # Attempts that go together count as fewer.
         shared = 0.0 if self.phi is None else 1 / (1 + jax.lax.stop_gradient(self.phi))
         worth = 1 / (1 + jnp.maximum(tried - 1, 0) * shared)
         right, all_ = value * worth, tried * worth
 
         def newton(b, _):
-            p = jax.nn.sigmoid(logits - b[:, None])
-            slope = (all_ * p - right).sum(-1) - b / sigma**2
-            curvature = (all_ * p * (1 - p)).sum(-1) + 1 / sigma**2
+            p = jax.nn.sigmoid(logits - b)
+            slope = (all_ * p - right).sum(0) - b / sigma**2
+            curvature = (all_ * p * (1 - p)).sum(0) + 1 / sigma**2
             return b + jnp.clip(slope / curvature, -2, 2), None
 
-        b, _ = jax.lax.scan(newton, jnp.zeros(value.shape[0], logits.dtype), length=5)
-        p = jax.nn.sigmoid(logits - b[:, None])
-        return b, 1 / jnp.sqrt((all_ * p * (1 - p)).sum(-1) + 1 / sigma**2)
+        b, _ = jax.lax.scan(newton, jnp.zeros(value.shape[1], logits.dtype), length=5)
+        p = jax.nn.sigmoid(logits - b)
+        return b, 1 / jnp.sqrt((all_ * p * (1 - p)).sum(0) + 1 / sigma**2)
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         key_difficulty, key_chance, key_verdict = jax.random.split(key, 3)

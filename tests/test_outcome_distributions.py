@@ -52,21 +52,27 @@ def mixture():
     return SkillMixture(logits, verdicts([5, 3]))
 
 
-def attempts():
+def attempts(max_count=None):
     p = jnp.asarray([[0.2, 0.9], [0.6, 0.4], [0.8, 0.5]])
     logits = jnp.asarray([[0.5, -1.0], [0.0, 0.3], [1.2, 0.0]])
-    return SkillMixture(logits, BetaBinomialCount(8 * p, 8 * (1 - p), jnp.asarray([5, 3])))
+    counts = BetaBinomialCount(jnp.log(p / (1 - p)), 8.0, jnp.asarray([5, 3]), max_count)
+    return SkillMixture(logits, counts)
+
+
+def few_attempts():
+    return attempts(max_count=5)
 
 
 def answers():
     return TraceCategorical(jnp.log(jnp.asarray([[0.1, 0.6], [0.7, 0.3], [0.2, 0.1]])))
 
 
-@pytest.mark.parametrize("make", [mixture, pytest.param(attempts, marks=pytest.mark.slow), answers])
+@pytest.mark.parametrize(
+    "make", [mixture, pytest.param(attempts, marks=pytest.mark.slow), few_attempts, answers]
+)
 def test_outcomes_sum_to_one_and_are_drawn_in_proportion(make):
     distribution, most = make(), [2, 2] if make is answers else [5, 3]
     expected = probabilities(distribution, most)
-    # Counts are good to what JAX's logarithm of the beta function is.
     np.testing.assert_allclose(expected.sum(0), 1, atol=1e-12)
     draws = np.asarray(distribution.sample(jax.random.key(0), (DRAWS,)))
     assert draws.shape == (DRAWS, 2)

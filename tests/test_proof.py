@@ -49,6 +49,23 @@ def test_the_fast_tier_holds_and_its_controls_fail(fast):
     assert (folder / "figure2-nuts.png").stat().st_size > 10_000
 
 
+def test_processes_side_by_side_begin_the_longest_cells_first(tmp_path, monkeypatch):
+    begun = []
+
+    def record(work, names, workers):
+        begun.extend(names)
+        raise InterruptedError
+
+    monkeypatch.setattr(proof, "in_workers", record)
+    with pytest.raises(InterruptedError):
+        proof.prove(tmp_path, "full", workers=2)
+    every = {cell.name: cell.minutes for cell in proof_catalogue.catalogue()}
+    assert sorted(begun) == sorted(every)
+    minutes = [every[name] for name in begun]
+    assert minutes == sorted(minutes, reverse=True)
+    assert minutes[0] > 2 * np.median(minutes)
+
+
 def test_cells_that_are_there_are_not_computed_again(fast, monkeypatch):
     folder, table = fast
 

@@ -1,6 +1,7 @@
 """Simulation-based calibration: right posteriors pass, and every kind of wrong one is caught."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -256,6 +257,28 @@ def test_one_chain_per_data_set_is_judged_by_its_halves_and_compiled_once():
     assert all(fit.status.diagnostics["rhat"] < 1.1 for fit in fits)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         NutsBatch.of(program, num_chains=0)
+
+
+def test_data_sets_in_blocks_have_the_posteriors_of_all_at_once():
+    def program(drawn):
+        conjugate(drawn["O"])
+
+    sizes = dict[str, Any](num_chains=1, num_warmup=200, num_samples=2000, max_tree_depth=5)
+    # Far apart, so that a block out of place would be seen.
+    drawn = {"O": jnp.asarray(np.random.default_rng(0).normal(size=(3, NUM_TASKS)))}
+    drawn["O"] = drawn["O"] + 5.0 * jnp.arange(3.0)[:, None]
+    batch = NutsBatch.of(program, at_once=2, **sizes)
+    fits = batch(drawn, rng_seed=1)
+    assert batch.run._cache_size() == 1  # the last block holds one set and is filled up
+    assert len(fits) == 3
+    for fit, other in zip(fits, NutsBatch.of(program, **sizes)(drawn, rng_seed=1), strict=True):
+        means = [f.samples["m"].mean() for f in (fit, other)]
+        errors = [
+            f.samples["m"].std() / np.sqrt(f.status.diagnostics["ess_bulk"]) for f in (fit, other)
+        ]
+        assert abs(means[0] - means[1]) < 4 * np.hypot(*errors)
+    with pytest.raises(ValueError, match="at_once must be at least 1, or None for all, got 0"):
+        NutsBatch.of(program, at_once=0)
 
 
 @pytest.mark.slow
