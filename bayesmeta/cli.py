@@ -20,6 +20,7 @@ from bayesmeta import (
     cli_prove,
 )
 from bayesmeta.cli_terminal import INTERRUPTED, Commands, check_out, interruptible, progress_bar
+from bayesmeta.xla import compile_quickly
 
 app = typer.Typer(
     cls=Commands,
@@ -118,6 +119,7 @@ def record(
 
 def main() -> None:
     """Entry point of the command ``bayesmeta``."""
+    compile_quickly()
     try:
         app()
     except SystemExit as end:

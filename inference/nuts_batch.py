@@ -6,6 +6,7 @@ once for all of them.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from jax import lax
 from numpyro import handlers
 from numpyro.infer import NUTS, DiscreteHMCGibbs, init_to_median
 
+from bayesmeta.inference.compilation import compiler_options
 from bayesmeta.inference.diagnose_batch import diagnose_batch
 from bayesmeta.inference.fit_result import FitResult
 from bayesmeta.inference.reparametrise import reparametrise
@@ -148,7 +150,7 @@ class NutsBatch:
             constrained = jax.vmap(kernel.postprocess_fn(args, {}))(z)
             return constrained, {"diverging": diverging, "energy": energy, "n_steps": steps}
 
-        @jax.jit
+        @functools.partial(jax.jit, compiler_options=compiler_options())
         def run(keys, batched, *shared):
             spread = [None] * len(shared)
             over_chains = jax.vmap(run_chain, in_axes=(0, None, *spread))

@@ -33,6 +33,7 @@ from numpyro.infer.util import ParamInfo, log_density
 from threadpoolctl import threadpool_limits
 
 from bayesmeta.inference.array_args import ArrayArgs
+from bayesmeta.inference.compilation import compiler_options
 from bayesmeta.inference.diagnose import diagnose_chains
 from bayesmeta.inference.fit_result import FitResult
 from bayesmeta.inference.group_effects import base_of, latent_of, obstacle, shape_params
@@ -158,7 +159,7 @@ class Whitened:
             spread: Any = (
                 jax.pmap(chain, in_axes=in_axes) if apart else jax.jit(jax.vmap(chain, in_axes))
             )
-            return spread.lower(keys, noise, *blank, arrays).compile()
+            return spread.lower(keys, noise, *blank, arrays).compile(compiler_options())
 
         apart = jax.local_device_count() >= num_chains and not is_sharded(arrays)
         settings = (make_kernel, num_chains, num_warmup, num_samples, apart)
@@ -271,7 +272,7 @@ class _Curvature:
 
     @functools.cached_property
     def compiled(self) -> Compiled:
-        return self._lowered.compile()
+        return self._lowered.compile(compiler_options())
 
 
 def _is_deterministic(site: dict[str, Any]) -> bool:

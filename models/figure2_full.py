@@ -128,8 +128,7 @@ def outcome(
         )
         return TraceCategorical(log_p, data.scale, log_likelihood), seen.gold
     if isinstance(seen, Answers):
-        log_p = answer_table(seen, data, prior, graph)
-        log_likelihood = jnp.take_along_axis(log_p, seen.gold[None, None, :], 0)[0]
+        log_p, log_likelihood = answer_table(seen, data, prior, graph)
         return LLMCategorical(log_F, log_p, log_likelihood, data.scale), seen.gold
     log_odds = success_log_odds(seen, data, prior, graph)
     if graph.outcome == "verifier":
@@ -151,19 +150,28 @@ def outcome(
 
 def answer_table(
     answers: Answers, data: FullData, prior: Prior, graph: Graph
-) -> Float[Array, "candidate skill task"]:
-    """log p(c | n, k) in nats, read with or without the skill's instruction and memory."""
+) -> tuple[Float[Array, "candidate skill task"], Float[Array, "skill task"]]:
+    """log p(c | n, k) in nats, read with or without the skill's instruction and memory; and its
+    column of the observed answer, picked before parameters enter (see `composition`)."""
+
+    def both(table: Array) -> tuple[Array, Array]:
+        return table, jnp.take_along_axis(table, answers.gold[None, None, :], 0)[0]
+
     with_e, without_e = answers.tables(graph.f_to_o)
     if graph.e_to_o == "on":
-        return answers.need(with_e, graph)
+        return both(answers.need(with_e, graph))
     if graph.e_to_o == "off":
-        return answers.need(without_e, graph)
+        return both(answers.need(without_e, graph))
     # Knowledge conflict: with probability vartheta_d the answer follows what was recalled.
     vartheta = draw("vartheta", prior, (data.num_domains,))[data.domain]
-    return jnp.logaddexp(
-        jnp.log(vartheta) + answers.need(with_e, graph),
-        jnp.log1p(-vartheta) + answers.need(without_e, graph),
+    log_follows, log_ignores = jnp.log(vartheta), jnp.log1p(-vartheta)
+    log_p, log_likelihood = (
+        jnp.logaddexp(log_follows + followed, log_ignores + ignored)
+        for followed, ignored in zip(
+            both(answers.need(with_e, graph)), both(answers.need(without_e, graph)), strict=True
+        )
     )
+    return log_p, log_likelihood
 
 
 def success_log_odds(

@@ -10,6 +10,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax  # noqa: E402 its platform is chosen above
 
+from bayesmeta.xla import compile_quickly  # noqa: E402
+
+compile_quickly()
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 #: Probability with which one statistical assertion may fail although the code is right.

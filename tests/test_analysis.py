@@ -93,7 +93,7 @@ def test_refits_that_did_not_converge_are_counted_and_compiled_once(evidence):
     refitter._sample = NutsBatch.of(refitter._sample.model, num_warmup=1, num_samples=4)
     refitter([np.arange(20), np.arange(30)])
     assert refitter.num_unconverged == 2
-    refitter([np.arange(10), np.arange(40)])
+    refitter([np.arange(10), np.arange(25)])
     assert refitter.num_unconverged == 4
     assert refitter._sample.run._cache_size() == 1
 
