@@ -47,7 +47,7 @@ def cells() -> list[ProofCell]:
         ranked=("num_included",),
         double=True,
         source=__name__,
-        minutes=5.0,
+        minutes=4.0,
         note="a model whose answers are linear in the weights",
     )
     return [
