@@ -315,11 +315,11 @@ class TestModules:
         fit: object = self.fit(3, 2, 8, (0,), 1.0)
         gold, scale = fit.answers.gold.numpy(), fit.scale.numpy()
         parts, nowhere = [module.place for module in fit.adapter.modules], np.zeros(6)
-        wanted = self.integral(fit, gold, nowhere, 300.0 * scale * [1, 1, 0, 0, 1, 1])
+        wanted = self.integral(fit, gold, nowhere, 3000.0 * scale * [1, 1, 0, 0, 1, 1])
         for double, error in ((True, 1e-6), (False, 1e-2)):
             with jax.enable_x64(double):
                 data = quadratic(fit.jacobian, gold, scale, nowhere, parts, jnp.asarray, least=0.0)
-                ours = log_evidence(data, jnp.asarray([1.0, 0.0, 1.0]), jnp.asarray(300.0))
+                ours = log_evidence(data, jnp.asarray([1.0, 0.0, 1.0]), jnp.asarray(3000.0))
             assert (abs(float(ours) - wanted) < error) == double
 
     def integral(self, fit, gold, update, scale):
