@@ -54,15 +54,16 @@ def refitted_learning_curve(
 class Refitter:
     """Posterior mean strategies for the held-out tasks, learned from subsets of the reflect tasks.
 
-    Subsets of one call have one shape, as tasks of weight zero fill up all but the largest, and
-    run as one vectorised program. It is compiled once for all calls with equally many subsets and
-    rows, which are as many as there are tasks, or a half or a quarter of them. Features are
-    standardised on the whole reflect set, which reads no answer.
+    Every subset is the whole set with weight zero on the tasks left out, so all of them have one
+    shape: those of one call run as one vectorised program, which is compiled once for all calls
+    with equally many. Features are standardised on the whole reflect set, which reads no answer.
     """
 
     def __init__(
         self, reflect: xr.Dataset, heldout: xr.Dataset, beta: float, prior: Any = None
     ) -> None:
+        import dataclasses
+
         from bayesmeta.inference.nuts_batch import NutsBatch
         from bayesmeta.models.figure2 import HIERARCHICAL, figure2
 
@@ -70,8 +71,8 @@ class Refitter:
         self._data = figure2_data(reflect, self._encoding, beta=beta)
         prior = HIERARCHICAL if prior is None else prior
 
-        def program(data):
-            figure2(data, prior)
+        def program(scale, data):
+            figure2(dataclasses.replace(data, scale=scale), prior)
 
         self._sample = NutsBatch.of(program, decenter=("v",), num_warmup=200)
         self._x = self._encoding.standardise(heldout)
@@ -86,22 +87,14 @@ class Refitter:
 
     def __call__(self, subsets: Sequence[np.ndarray]) -> list[np.ndarray]:
         """[N_held_out, K] for each subset, given as indices of reflect tasks."""
-        results = self._sample(self._stack(subsets))
-        self.num_unconverged += sum(not r.status.converged for r in results)
-        return [self._strategy(r.samples) for r in results]
-
-    def _stack(self, subsets: Sequence[np.ndarray]) -> Any:
-        """The data of each subset, with an axis of subsets in front."""
-        import jax
         import jax.numpy as jnp
 
-        size = _rows(max(map(len, subsets)), len(self._data.gold))
-        index = np.zeros((len(subsets), size), int)
-        scale = np.zeros((len(subsets), size))
-        for b, tasks in enumerate(subsets):
-            index[b, : len(tasks)], scale[b, : len(tasks)] = tasks, 1.0
-        scale = jnp.asarray(scale, self._data.x.dtype)
-        return jax.vmap(self._data.take)(jnp.asarray(index), scale)
+        scale = np.zeros((len(subsets), len(self._data.gold)))
+        for row, tasks in zip(scale, subsets, strict=True):
+            row[tasks] = 1.0
+        results = self._sample(jnp.asarray(scale, self._data.x.dtype), self._data)
+        self.num_unconverged += sum(not r.status.converged for r in results)
+        return [self._strategy(r.samples) for r in results]
 
     def _strategy(self, samples: dict[str, np.ndarray]) -> np.ndarray:
         from bayesmeta.inference.structure import merge_chains
@@ -112,10 +105,3 @@ class Refitter:
         )
         logits = mu[:, None, :] + np.einsum("np,skp->snk", self._x, W) + delta[:, self._domain, :]
         return softmax(logits, axis=-1).mean(0)
-
-
-def _rows(wanted: int, available: int) -> int:
-    """Rows that hold so many tasks: all, or a half or a quarter, so that few shapes are met."""
-    return next(
-        rows for rows in (-(-available // 4), -(-available // 2), available) if rows >= wanted
-    )

@@ -80,19 +80,6 @@ class Figure2Data:
     scores: Float[Array, "candidate trace skill task"] | None = None
     log_trace_weight: Float[Array, "trace skill task"] | None = None
 
-    def take(self, tasks: Int[Array, " row"], scale: Float[Array, " row"]) -> "Figure2Data":
-        """The data of some tasks, given as indices, with these weights."""
-        last = ("log_p", "log_likelihood", "log_available", "scores", "log_trace_weight")
-        found = {name: getattr(self, name) for name in last}
-        return dataclasses.replace(
-            self,
-            **{k: None if table is None else table[..., tasks] for k, table in found.items()},
-            gold=self.gold[tasks],
-            domain=self.domain[tasks],
-            x=self.x[tasks],
-            scale=scale,
-        )
-
 
 def figure2(data: Figure2Data, prior: Prior = HIERARCHICAL) -> None:
     """The NumPyro program. Sites: u, U, tau_E, v, O; lambda_E and beta where the prior names them.

@@ -93,16 +93,9 @@ def test_refits_that_did_not_converge_are_counted_and_compiled_once(evidence):
     refitter._sample = NutsBatch.of(refitter._sample.model, num_warmup=1, num_samples=4)
     refitter([np.arange(20), np.arange(30)])
     assert refitter.num_unconverged == 2
-    refitter([np.arange(10), np.arange(25)])
+    refitter([np.arange(10), np.arange(40)])
     assert refitter.num_unconverged == 4
     assert refitter._sample.run._cache_size() == 1
-    # However many sizes are met, there are three shapes to compile, the largest being all tasks.
-    tasks = np.arange(len(refitter._data.gold))
-    stacks = [refitter._stack([tasks[:size], tasks[:1]]) for size in tasks + 1]
-    assert len({stack.gold.shape for stack in stacks}) == 3
-    assert all(
-        float(stack.scale.sum()) == size + 1 for stack, size in zip(stacks, tasks + 1, strict=True)
-    )
 
 
 def test_beta_is_found_where_answers_were_drawn_sharper_than_scores():

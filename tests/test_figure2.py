@@ -167,29 +167,6 @@ def test_untried_skills_leave_the_strategy_renormalised_over_the_others():
     assert abs(float(site["fn"].log_prob(site["value"])[2]) - by_hand) < 1e-10
 
 
-def test_some_tasks_taken_have_the_density_of_all_with_weight_zero_on_the_others():
-    rng = np.random.default_rng(8)
-    data, _ = simulate_figure2(rng, num_tasks=6, num_skills=3)
-    data = dataclasses.replace(
-        data,
-        log_available=jnp.asarray(np.where(np.arange(18).reshape(3, 6) == 4, -np.inf, 0.0)),
-        scores=jnp.asarray(rng.normal(size=(4, 5, 3, 6))),
-        log_trace_weight=jnp.full((5, 3, 6), -np.log(5.0)),
-    )
-    tasks, weights = [4, 1, 1, 0], [1.0, 2.0, 1.0, 0.0]
-    taken = data.take(jnp.asarray(tasks), jnp.asarray(weights))
-    scale = np.zeros(6)
-    np.add.at(scale, tasks, weights)
-    weighted = dataclasses.replace(data, scale=jnp.asarray(scale))
-    for prior, beta in ((HIERARCHICAL, {}), (HIERARCHICAL_BETA, {"beta": 0.7})):
-        sites = point(rng, 3, 2, 8) | beta
-        ours, other = (
-            float(log_density(figure2, (d, prior), {}, sites)[0]) for d in (taken, weighted)
-        )
-        assert abs(ours - other) < 1e-10
-        assert abs(ours - float(log_density(figure2, (data, prior), {}, sites)[0])) > 0.1
-
-
 class TestPrior:
     def test_round_trip(self):
         assert Prior.from_json(HIERARCHICAL.to_json()) == HIERARCHICAL
