@@ -39,9 +39,9 @@ def run_cell(
 ) -> Cell:
     """Fit the reflect tasks, refit without each domain, and judge on the held-out tasks.
 
-    All fits are one vectorised run: leaving a domain out means weight zero for its tasks, and its
-    own effects are then drawn from the prior given what the other domains say. Features stay
-    standardised over all reflect tasks, which reads no answer.
+    All fits are one vectorised run on each core: leaving a domain out means weight zero for its
+    tasks, and its own effects are then drawn from the prior given what the other domains say.
+    Features stay standardised over all reflect tasks, which reads no answer.
 
     A fit that did not converge is a cell like any other: its status says so.
 
@@ -117,9 +117,9 @@ def weighted(model: Callable[[Any, Any], None]) -> Callable[[Any, Any, Any], Non
 @functools.cache
 def _sampler(model: Callable[[Any, Any], None], **settings: Any) -> "NutsBatch":
     """Kept, so that priors of the same families share what was compiled."""
-    from bayesmeta.inference.nuts_batch import NutsBatch
+    from bayesmeta.inference.nuts_batch import NutsBatch, free_cores
 
-    return NutsBatch.of(weighted(model), **settings)
+    return NutsBatch.of(weighted(model), threads=free_cores(), **settings)
 
 
 def _task_weights(program: Program, settings: Settings) -> np.ndarray:

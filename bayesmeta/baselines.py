@@ -147,34 +147,39 @@ def ridge_router(reflect: SkillScores, heldout: SkillScores) -> np.ndarray:
 def fit_router(design: np.ndarray, log_likelihood: np.ndarray, ridge: float = 1e-6) -> np.ndarray:
     """[P, K] coefficients of the router on a design [N, P] and log-likelihoods [N, K]."""
     from scipy.optimize import minimize
+    from threadpoolctl import threadpool_limits
 
-    usable = np.isfinite(log_likelihood.max(axis=1))
-    design, log_likelihood = design[usable], log_likelihood[usable]
-    shape = (design.shape[1], log_likelihood.shape[1])
+    top = log_likelihood.max(axis=1, keepdims=True)
+    usable = np.isfinite(top[:, 0])
+    design, likelihood = design[usable], np.exp(log_likelihood[usable] - top[usable])
+    shape = (design.shape[1], likelihood.shape[1])
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = router_objective(flat.reshape(shape), design, log_likelihood, ridge)
+        value, gradient = router_objective(flat.reshape(shape), design, likelihood, ridge)
         return -value, -gradient.ravel()
 
-    # Truncated Newton: on separated data it gets further than L-BFGS in the same time, and it
-    # calls no BLAS, whose threads make scipy's L-BFGS 10 times slower on a busy machine.
+    # Truncated Newton: on separated data it gets further than L-BFGS in the same time.
     start = np.zeros(shape[0] * shape[1])
-    result = minimize(objective, start, jac=True, method="TNC", options={"maxfun": 2000})
+    # On matrices this small the threads of a BLAS cost 20 times what they save.
+    with threadpool_limits(1, user_api="blas"):
+        result = minimize(objective, start, jac=True, method="TNC", options={"maxfun": 2000})
     return result.x.reshape(shape)
 
 
 def router_objective(
-    coefficients: np.ndarray, design: np.ndarray, log_likelihood: np.ndarray, ridge: float
+    coefficients: np.ndarray, design: np.ndarray, likelihood: np.ndarray, ridge: float
 ) -> tuple[float, np.ndarray]:
-    """Penalised log-likelihood in nats, and its gradient: design' (responsibilities - weights)."""
-    # einsum, not @: on matrices this small the threads of a BLAS cost 20 times what they save.
-    log_weight = _log_softmax(np.einsum("np,pk->nk", design, coefficients))
-    joint = log_weight + log_likelihood
-    top = joint.max(axis=1, keepdims=True)
-    log_marginal = top + np.log(np.exp(joint - top).sum(axis=1, keepdims=True))
-    residual = np.exp(joint - log_marginal) - np.exp(log_weight)
-    gradient = np.einsum("np,nk->pk", design, residual)
-    value = float(log_marginal.sum() - 0.5 * ridge * np.sum(coefficients**2))
+    """Penalised log-likelihood in nats, and its gradient: design' (responsibilities - weights).
+
+    Args:
+      likelihood: [N, K], of each task up to a factor; its largest should be about 1.
+    """
+    weight = _softmax(design @ coefficients)
+    joint = weight * likelihood
+    # A weight can underflow only where a task has been lost by hundreds of nats.
+    marginal = np.maximum(joint.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+    gradient = design.T @ (joint / marginal - weight)
+    value = float(np.log(marginal).sum() - 0.5 * ridge * np.sum(coefficients**2))
     return value, gradient - ridge * coefficients
 
 
@@ -239,10 +244,6 @@ def _design(reflect: SkillScores, heldout: SkillScores) -> tuple[np.ndarray, np.
     return build(reflect), build(heldout)
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    return np.exp(_log_softmax(logits))
+    weight = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return weight / weight.sum(axis=1, keepdims=True)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 #: Fresh tasks per family scored live: about a minute on 2 cores.
-FRESH_PER_FAMILY = 2
+FRESH_PER_FAMILY = 1
 
 REPRODUCE = (
     "make demo",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -37,7 +38,9 @@ def learning_curve(
 
     Args:
       fit_predict: the posterior, see `FitPredict`.
-      methods: baselines by name; all of `bayesmeta.baselines.BASELINES` by default.
+      methods: baselines by name; all of `bayesmeta.baselines.BASELINES` by default. They learn in a
+        second thread while the posterior is fitted, so they must not run NumPyro programs, whose
+        effect handlers all threads share.
       cache: any mutable mapping from str to float; each (size, subset, method) cell is stored in
         it as soon as it is known (the posterior's of one size together), so that an interrupted
         run goes on where it stopped.
@@ -70,40 +73,55 @@ def learning_curve(
     data = _fingerprint(reflect, heldout)
     # A size beyond the largest domain would repeat the one before it.
     largest = int(np.unique(reflect.domain, return_counts=True)[1].max())
-    repeats = {size: num_subsets if size < largest else 1 for size in sizes}
-    total, done = sum(repeats.values()) * (len(fits) + 1), 0
-    scores: dict[tuple[int, str], list[float]] = {}
-    used: dict[int, list[int]] = {}
+    subsets = {
+        size: [
+            draw_subset(reflect.domain, size, np.random.default_rng([seed, size, subset]))
+            for subset in range(num_subsets if size < largest else 1)
+        ]
+        for size in sizes
+    }
+    cells = {
+        (size, name): [
+            json.dumps(["learning_curve", data, label, size, subset, seed])
+            for subset in range(len(drawn))
+        ]
+        for size, drawn in subsets.items()
+        for name, label in ((POSTERIOR, f"{POSTERIOR}:{fit_name}"), *zip(fits, fits, strict=True))
+    }
+    done, total = 0, sum(map(len, cells.values()))
 
     def score(strategy: np.ndarray) -> float:
         return float(metrics.log_scores(heldout.mix(strategy), heldout.gold).mean())
 
-    for size, repeat in repeats.items():
-        subsets = [
-            draw_subset(reflect.domain, size, np.random.default_rng([seed, size, subset]))
-            for subset in range(repeat)
-        ]
-        used[size] = [len(tasks) for tasks in subsets]
-        for name in (POSTERIOR, *fits):
-            label = f"{name}:{fit_name}" if name == POSTERIOR else name
-            keys = [
-                json.dumps(["learning_curve", data, label, size, subset, seed])
-                for subset in range(repeat)
-            ]
+    def score_baseline(name: str, tasks: np.ndarray) -> float:
+        return score(fits[name](reflect.take(tasks), heldout))
+
+    # Baselines learn in a thread of their own: the posterior's fits leave a core to them, at least
+    # while they compile. Only this thread writes into the store.
+    pool = ThreadPoolExecutor(1)
+    try:
+        pending = {
+            key: pool.submit(score_baseline, name, tasks)
+            for (size, name), keys in cells.items()
+            for key, tasks in zip(keys, subsets[size], strict=True)
+            if name != POSTERIOR and key not in store
+        }
+        for (size, name), keys in cells.items():
             missing = [i for i, key in enumerate(keys) if key not in store]
             if missing and name == POSTERIOR:
-                strategies = fit_predict([subsets[i] for i in missing])
+                strategies = fit_predict([subsets[size][i] for i in missing])
                 for i, strategy in zip(missing, strategies, strict=True):
                     store[keys[i]] = score(strategy)
             for i in missing if name != POSTERIOR else ():
-                store[keys[i]] = score(fits[name](reflect.take(subsets[i]), heldout))
-            scores[size, name] = [store[key] for key in keys]
-            done += repeat
+                store[keys[i]] = pending[keys[i]].result()
+            done += len(keys)
             if progress is not None:
                 progress(done, total)
-    return pd.DataFrame(
-        [_row(size, name, scores, used) for size in repeats for name in (POSTERIOR, *fits)]
-    )
+    finally:
+        pool.shutdown(cancel_futures=True)
+    scores = {cell: [store[key] for key in keys] for cell, keys in cells.items()}
+    used = {size: [len(tasks) for tasks in drawn] for size, drawn in subsets.items()}
+    return pd.DataFrame([_row(size, name, scores, used) for size, name in cells])
 
 
 def draw_subset(domain: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

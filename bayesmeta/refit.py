@@ -55,8 +55,9 @@ class Refitter:
     """Posterior mean strategies for the held-out tasks, learned from subsets of the reflect tasks.
 
     Every subset is the whole set with weight zero on the tasks left out, so all of them have one
-    shape: those of one call run as one vectorised program, which is compiled once for all calls
-    with equally many. Features are standardised on the whole reflect set, which reads no answer.
+    shape: those of one call run as one vectorised program on each core, which is compiled once for
+    all calls with equally many. Features are standardised on the whole reflect set, which reads no
+    answer.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Refitter:
     ) -> None:
         import dataclasses
 
-        from bayesmeta.inference.nuts_batch import NutsBatch
+        from bayesmeta.inference.nuts_batch import NutsBatch, free_cores
         from bayesmeta.models.figure2 import HIERARCHICAL, figure2
 
         self._encoding = Encoding.of(reflect)
@@ -74,7 +75,7 @@ class Refitter:
         def program(scale, data):
             figure2(dataclasses.replace(data, scale=scale), prior)
 
-        self._sample = NutsBatch.of(program, decenter=("v",), num_warmup=200)
+        self._sample = NutsBatch.of(program, decenter=("v",), num_warmup=200, threads=free_cores())
         self._x = self._encoding.standardise(heldout)
         self._domain = self._encoding.domain_index(heldout["domain"].values)
         if (self._domain < 0).any():

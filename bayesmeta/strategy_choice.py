@@ -329,7 +329,7 @@ def _sampler(
     max_tree_depth: int,
 ) -> Any:
     """Kept, so that subsets of equal shapes share one compilation."""
-    from bayesmeta.inference.nuts_batch import NutsBatch
+    from bayesmeta.inference.nuts_batch import NutsBatch, free_cores
     from bayesmeta.models.solvability import SCALE_OF, solvability
 
     def program(data):
@@ -344,6 +344,7 @@ def _sampler(
         num_samples=num_samples,
         decenter=tuple(name for name in present if prior[SCALE_OF[name]].fixed is None),
         max_tree_depth=max_tree_depth,
+        threads=free_cores(),
     )
 
 

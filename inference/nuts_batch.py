@@ -7,8 +7,12 @@ once for all of them.
 
 import dataclasses
 import functools
+import math
+import os
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -39,6 +43,7 @@ def nuts_batch(
     max_tree_depth: int = 10,
     indicators: bool = False,
     at_once: int | None = None,
+    threads: int = 1,
     max_rhat: float = 1.05,
     min_ess: float = 100.0,
 ) -> list[FitResult]:
@@ -58,11 +63,13 @@ def nuts_batch(
       indicators: whether the program has binary sites that cannot be summed out. Every draw then
         proposes the other value of each one once, and takes it as Metropolis says (Liu 1996);
         what is continuous moves by NUTS. Convergence is judged by each such site's sum.
-      at_once: data sets that advance together; all by default, which is fastest where the program
-        is small. A costly one gains from fewer: they wait less for the longest trajectory among
-        them, and their numbers stay in the processor's cache. Every data set keeps its random
-        key; but arrays of another shape round otherwise, and chains part, so that results agree
-        within Monte Carlo error only.
+      at_once: data sets that advance together; all of a thread's by default, which is fastest
+        where the program is small. A costly one gains from fewer: they wait less for the longest
+        trajectory among them, and their numbers stay in the processor's cache. Every data set keeps
+        its random key; but arrays of another shape round otherwise, and chains part, so that
+        results agree within Monte Carlo error only.
+      threads: blocks that run at the same time. XLA uses one core for programs as small as these;
+        `free_cores` says how many there are.
       max_rhat, min_ess: what counts as converged; by default looser than for a single fit,
         because means over many fits are wanted, not tails of one.
 
@@ -80,8 +87,16 @@ def nuts_batch(
         max_tree_depth=max_tree_depth,
         indicators=indicators,
         at_once=at_once,
+        threads=threads,
     )
     return batch(batched, *shared, rng_seed=rng_seed, max_rhat=max_rhat, min_ess=min_ess)
+
+
+def free_cores() -> int:
+    """Cores that this process may use for ``threads`` of `nuts_batch`; 1 where JAX uses no CPU."""
+    if jax.default_backend() != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,13 +108,16 @@ class NutsBatch:
       run: (rng_keys [B, num_chains], batched, *shared) -> sites and statistics, leading axes
         [B, num_chains, num_samples].
       settings: as in the signature of `nuts_batch`.
-      at_once: see there.
+      at_once, threads: see there.
+      compiled: ``run`` by the shapes that it has been compiled for.
     """
 
     model: Callable[..., Any]
     run: Callable[..., Any]
     settings: dict[str, Any]
     at_once: int | None = None
+    threads: int = 1
+    compiled: dict[Any, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -115,10 +133,12 @@ class NutsBatch:
         max_tree_depth: int = 10,
         indicators: bool = False,
         at_once: int | None = None,
+        threads: int = 1,
     ) -> "NutsBatch":
         """See `nuts_batch`. Raises ValueError where a setting is out of range."""
-        if num_chains < 1:
-            raise ValueError(f"num_chains must be at least 1, got {num_chains}.")
+        for name, value in (("num_chains", num_chains), ("threads", threads)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
         if at_once is not None and at_once < 1:
             raise ValueError(f"at_once must be at least 1, or None for all, got {at_once}.")
         program = handlers.reparam(
@@ -166,7 +186,7 @@ class NutsBatch:
             "max_tree_depth": max_tree_depth,
             "indicators": int(indicators),
         }
-        return cls(model, run, settings, at_once)
+        return cls(model, run, settings, at_once, threads)
 
     def __call__(
         self,
@@ -201,15 +221,31 @@ class NutsBatch:
     def _in_blocks(self, keys: Any, batched: Any, *shared: Any) -> Any:
         """What ``run`` returns for all data sets, as arrays of the host."""
         size = len(keys)
-        width = min(self.at_once or size, size)
-        found = []
-        for start in range(0, size, width):
+        width = min(self.at_once or math.ceil(size / self.threads), size)
+
+        def block(start: int) -> tuple[Any, ...]:
             # The last block is filled up with the last data set, as another shape would have to
             # be compiled.
             index = np.minimum(np.arange(start, start + width), size - 1)
-            block = jax.tree.map(lambda leaf, index=index: leaf[index], batched)
-            found.append(jax.device_get(self.run(keys[index], block, *shared)))
+            return keys[index], jax.tree.map(lambda leaf: leaf[index], batched), *shared
+
+        blocks = [block(start) for start in range(0, size, width)]
+        run = self._compiled_for(blocks[0])
+        with ThreadPoolExecutor(self.threads) as pool:
+            found = list(pool.map(lambda args: jax.device_get(run(*args)), blocks))
         return jax.tree.map(lambda *parts: np.concatenate(parts)[:size], *found)
+
+    def _compiled_for(self, args: tuple[Any, ...]) -> Any:
+        """``run`` for arguments of these shapes.
+
+        Never compiled in a thread: NumPyro's effect handlers are one stack for all of them.
+        """
+        leaves, structure = jax.tree.flatten(args)
+        shapes = tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves)
+        key = (structure, shapes, jax.config.jax_enable_x64)
+        if key not in self.compiled:
+            self.compiled[key] = self.run.lower(*args).compile()
+        return self.compiled[key]
 
 
 def _judged(

@@ -95,7 +95,7 @@ def test_refits_that_did_not_converge_are_counted_and_compiled_once(evidence):
     assert refitter.num_unconverged == 2
     refitter([np.arange(10), np.arange(40)])
     assert refitter.num_unconverged == 4
-    assert refitter._sample.run._cache_size() == 1
+    assert len(refitter._sample.compiled) == 1
 
 
 def test_beta_is_found_where_answers_were_drawn_sharper_than_scores():

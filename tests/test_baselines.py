@@ -109,15 +109,15 @@ def test_domain_counts_by_hand():
 def test_router_gradient_against_finite_differences():
     rng = np.random.default_rng(3)
     design = np.hstack([np.ones((50, 1)), rng.normal(size=(50, 3))])
-    log_likelihood = rng.normal(size=(50, 4)) * 2
+    likelihood = np.exp(rng.normal(size=(50, 4)) * 2)
     at = rng.normal(size=(4, 4))
-    _, gradient = baselines.router_objective(at, design, log_likelihood, ridge=0.1)
+    _, gradient = baselines.router_objective(at, design, likelihood, ridge=0.1)
     step = 1e-6
     for place in np.ndindex(4, 4):
         shift = np.zeros((4, 4))
         shift[place] = step
-        up = baselines.router_objective(at + shift, design, log_likelihood, 0.1)[0]
-        down = baselines.router_objective(at - shift, design, log_likelihood, 0.1)[0]
+        up = baselines.router_objective(at + shift, design, likelihood, 0.1)[0]
+        down = baselines.router_objective(at - shift, design, likelihood, 0.1)[0]
         assert (up - down) / (2 * step) == pytest.approx(gradient[place], abs=1e-6)
 
 

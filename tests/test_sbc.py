@@ -247,7 +247,7 @@ def test_one_chain_per_data_set_is_judged_by_its_halves_and_compiled_once():
     fits = batch(drawn, rng_seed=1)
     assert all(np.isfinite(fit.status.diagnostics["rhat"]) for fit in fits)
     again = batch(jax.tree.map(lambda v: v + 1, drawn), rng_seed=1)
-    assert batch.run._cache_size() == 1
+    assert len(batch.compiled) == 1
     # Moving all data by 1 moves the posterior mean by the share that data have in it.
     shift = np.mean(
         [a.samples["m"].mean() - f.samples["m"].mean() for a, f in zip(again, fits, strict=True)]
@@ -269,7 +269,7 @@ def test_data_sets_in_blocks_have_the_posteriors_of_all_at_once():
     drawn["O"] = drawn["O"] + 5.0 * jnp.arange(3.0)[:, None]
     batch = NutsBatch.of(program, at_once=2, **sizes)
     fits = batch(drawn, rng_seed=1)
-    assert batch.run._cache_size() == 1  # the last block holds one set and is filled up
+    assert len(batch.compiled) == 1  # the last block holds one set and is filled up
     assert len(fits) == 3
     for fit, other in zip(fits, NutsBatch.of(program, **sizes)(drawn, rng_seed=1), strict=True):
         means = [f.samples["m"].mean() for f in (fit, other)]
@@ -277,6 +277,12 @@ def test_data_sets_in_blocks_have_the_posteriors_of_all_at_once():
             f.samples["m"].std() / np.sqrt(f.status.diagnostics["ess_bulk"]) for f in (fit, other)
         ]
         assert abs(means[0] - means[1]) < 4 * np.hypot(*errors)
+    # Threads change nothing: not even a digit, as the blocks are the same.
+    threaded = NutsBatch.of(program, at_once=2, threads=2, **sizes)(drawn, rng_seed=1)
+    for fit, other in zip(fits, threaded, strict=True):
+        np.testing.assert_array_equal(fit.samples["m"], other.samples["m"])
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        NutsBatch.of(program, threads=0)
     with pytest.raises(ValueError, match="at_once must be at least 1, or None for all, got 0"):
         NutsBatch.of(program, at_once=0)
 
