@@ -61,7 +61,7 @@ def log_beta_binomial(
 
 
 def log_ways(successes: Array, attempts: Any, max_attempts: int | None) -> Array:
-    """log (m choose y)."""
+    """log (m choose y); NaN where m is above ``max_attempts``, lest a density be wrong unseen."""
     failures = attempts - successes
     if max_attempts is None or max_attempts > FEW_ATTEMPTS:
         return gammaln(attempts + 1.0) - gammaln(successes + 1.0) - gammaln(failures + 1.0)
@@ -69,7 +69,7 @@ def log_ways(successes: Array, attempts: Any, max_attempts: int | None) -> Array
     for i in range(2, max_attempts + 1):
         below = jnp.where(i <= successes, i, 1.0) * jnp.where(i <= failures, i, 1.0)
         ways = ways * (jnp.where(i <= attempts, i, 1.0) / below)
-    return jnp.log(ways)
+    return jnp.where(attempts > max_attempts, jnp.nan, jnp.log(ways))
 
 
 def _log_rest(a: Any, count: Any) -> Array:

@@ -89,7 +89,8 @@ class Attempts:
       log_odds: [K, N] what is known beforehand of the log-odds that an attempt under each skill
         succeeds, such as the language model's own; zeros where nothing is.
       max_attempts: at least the largest entry of ``attempts``; None where it is not known. The
-        density of few attempts needs no gamma functions, which are costly.
+        density of few attempts needs no gamma functions, which are costly. Too small a value makes
+        the density NaN.
     """
 
     successes: Int[Array, " task"]

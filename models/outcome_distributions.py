@@ -50,7 +50,7 @@ class BetaBinomialCount(dist.Distribution):
       concentration: phi; the larger, the less attempts go together.
       total_count: how many attempts there are.
       max_count: at least the largest ``total_count``, where that is known: few attempts are
-        cheaper.
+        cheaper. The density is NaN above it.
     """
 
     arg_constraints = {}

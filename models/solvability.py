@@ -188,7 +188,7 @@ class Verdicts(dist.Distribution):
       sigma_b: spread of the difficulty on logits; None for no difficulty.
       phi: concentration of repeated attempts; None for independent ones.
       weight: [task] factor on each log-probability, outside the integral.
-      max_attempts: at least the largest entry of ``tried``.
+      max_attempts: at least the largest entry of ``tried``; the density is NaN above it.
       num_nodes: of the quadrature. With 7 the error is about 1e-3 nats per task in hard cases.
     """
 

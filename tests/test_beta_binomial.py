@@ -43,6 +43,13 @@ def test_it_is_the_beta_binomial_of_scipy(most):
         np.testing.assert_allclose(ours, plain, atol=1e-8)
 
 
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_more_attempts_than_were_said_give_no_density(most):
+    for m in range(1, FEW_ATTEMPTS + 1):
+        value = log_prob(jnp.asarray(1), jnp.asarray(m), 0.2, 7.0, most)
+        assert bool(jnp.isnan(value)) == (m > most)
+
+
 @pytest.mark.parametrize("most", [FEW_ATTEMPTS, None])
 def test_extreme_chances_and_concentrations_stay_finite_in_single_precision(most):
     """Both ways up, since products of small factors could underflow as well."""
