@@ -8,6 +8,9 @@ from numpyro.distributions import Distribution, ExpandedDistribution, Independen
 
 from bayesmeta.inference.structure import trace_sites
 
+#: Supports, besides that of the scale, in whose coordinates without bounds a mode can be sought.
+_SERVED = (constraints.real, constraints.unit_interval)
+
 
 def latent_of(model: Callable[..., Any], model_args: tuple[Any, ...]) -> dict[str, Distribution]:
     """The latent sites' distributions, found without computing anything."""
@@ -29,8 +32,8 @@ def obstacle(sites: dict[str, Distribution], group: str, scale: str) -> str:
     if not {"loc", "scale"} <= set(base_of(sites[group]).arg_constraints):
         return f"{group!r} is not of a location-scale family"
     for name, fn in sites.items():
-        if name != scale and base_of(fn).support is not constraints.real:
-            return f"{name!r} is a further site that is not real"
+        if name != scale and base_of(fn).support not in _SERVED:
+            return f"{name!r} is a further site that is neither real nor between 0 and 1"
     return ""
 
 

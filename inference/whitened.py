@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 from jax.stages import Compiled, Lowered
 from numpyro import handlers
-from numpyro.distributions import Distribution
+from numpyro.distributions import Distribution, biject_to, constraints
 from numpyro.infer.hmc import HMC
 from numpyro.infer.reparam import LocScaleReparam
 from numpyro.infer.util import ParamInfo, log_density
@@ -241,13 +241,18 @@ class Whitened:
         return value, gradient, hessian, mismatch
 
     def _potential(self, program, args, x, group: str) -> tuple[Any, dict[str, Any]]:
-        """Negative log density at x [size], log scale among it, and the program's trace there."""
-        values = {k: x[own].reshape(self.sites[k].shape()) for k, own in self.slices.items()}
-        values[group] = values.pop(self.group)
-        log_tau = values[self.scale]
-        values[self.scale] = jnp.exp(log_tau)
+        """Negative log density at x [size], in coordinates without bounds, and the trace there."""
+        values, log_volume = {}, jnp.zeros((), x.dtype)
+        for name, own in self.slices.items():
+            value = x[own].reshape(self.sites[name].shape())
+            support = base_of(self.sites[name]).support
+            if support is not constraints.real:
+                bounded = biject_to(support)
+                free, value = value, bounded(value)
+                log_volume += bounded.log_abs_det_jacobian(free, value).sum()
+            values[group if name == self.group else name] = value
         log_joint, trace = log_density(program, args, {}, values)
-        return -(log_joint + log_tau), trace
+        return -(log_joint + log_volume), trace
 
     def _kept(self, trace: dict[str, Any]) -> dict[str, Any]:
         names = [k for k, site in trace.items() if k in self.sites or _is_deterministic(site)]

@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from scipy import stats
 from simulate import simulate_figure2
 
 from bayesmeta.inference.laplace import LaplaceError, laplace
@@ -108,6 +109,32 @@ def test_other_programs_are_served_by_naming_their_sites():
     assert result.samples["effect"].shape == (2, 200, 8)
     with pytest.raises(ValueError, match="no latent site 'v'"):
         whitened_nuts(schools, y, sigma)
+
+
+def with_shares(y, hits):
+    """A group and its scale, and apart from them two shares whose posteriors are known."""
+    tau = numpyro.sample("tau_E", dist.HalfNormal(1.0))
+    v = numpyro.sample("v", dist.Normal(0.0, tau).expand([y.size]).to_event(1))
+    share = numpyro.sample("share", dist.Beta(1.0, 2.0).expand([hits.size]).to_event(1))
+    numpyro.sample("y", dist.Normal(v, 1.0).to_event(1), obs=y)
+    numpyro.sample("hits", dist.Binomial(4, share).to_event(1), obs=hits)
+
+
+def test_a_site_between_0_and_1_is_sampled_on_its_logit():
+    y, hits = jnp.array([1.0, -0.5, 2.0]), jnp.array([0, 3])
+    result = whitened_nuts(with_shares, y, hits, num_chains=2, num_samples=3000, rng_seed=1)
+    assert result.settings["fallback"] == ""
+    assert result.status.converged, result.status
+    for i, count in enumerate((0, 3)):
+        draws = np.asarray(result.samples["share"], np.float64)[..., i]
+        exact = stats.beta(1 + count, 2 + 4 - count)
+        for moment in (1, 2):
+            mean, error = mean_and_error(draws**moment)
+            assert abs(mean - exact.moment(moment)) < Z * error
+        # What the change of variables would give if its volume were forgotten.
+        if count:
+            mean, error = mean_and_error(draws)
+            assert abs(mean - stats.beta(count, 1 + 4 - count).mean()) > Z * error
 
 
 def positive_too(y):
