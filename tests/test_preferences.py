@@ -82,7 +82,7 @@ def fitted():
     table, R = simulate_preferences(
         np.random.default_rng(3), num_pairs=800, position=0.8, tie=0.4, length=0.6
     )
-    return table, R, fit_preferences(table, **QUICK)
+    return table, R, fit_preferences(table, **QUICK | {"num_warmup": 500, "num_samples": 1500})
 
 
 def test_rewards_biases_and_reliabilities_are_recovered(fitted):
