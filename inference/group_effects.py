@@ -1,28 +1,11 @@
 """Group effects with one scale in a NumPyro program: finding them, and what they must be like."""
 
-from collections.abc import Callable
 from typing import Any
 
-import jax
 from numpyro.distributions import Distribution, ExpandedDistribution, Independent, constraints
-
-from bayesmeta.inference.structure import trace_sites
 
 #: Supports, besides that of the scale, in whose coordinates without bounds a mode can be sought.
 _SERVED = (constraints.real, constraints.unit_interval)
-
-
-def latent_of(model: Callable[..., Any], model_args: tuple[Any, ...]) -> dict[str, Distribution]:
-    """The latent sites' distributions, found without computing anything."""
-    found: dict[str, Distribution] = {}
-
-    def run():
-        for name, site in trace_sites(model, *model_args).items():
-            if site["type"] == "sample" and not site["is_observed"]:
-                found[name] = site["fn"]
-
-    jax.eval_shape(run)
-    return found
 
 
 def obstacle(sites: dict[str, Distribution], group: str, scale: str) -> str:

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax import lax
 from numpyro import handlers
+from numpyro.distributions import Distribution
 from numpyro.infer import NUTS, DiscreteHMCGibbs, init_to_median
 
 from bayesmeta.inference.compilation import compiler_options
@@ -26,7 +27,7 @@ from bayesmeta.inference.diagnose_batch import diagnose_batch
 from bayesmeta.inference.fit_result import FitResult
 from bayesmeta.inference.reparametrise import reparametrise
 from bayesmeta.inference.simplex_reparam import DirichletReparam
-from bayesmeta.inference.structure import trace_sites
+from bayesmeta.inference.structure import latent_of
 
 
 def nuts_batch(
@@ -205,7 +206,7 @@ class NutsBatch:
         seconds = (time.perf_counter() - start) / size
         settings = {"engine": "nuts_batch", "rng_seed": rng_seed, **self.settings}
         samples = {k: v for k, v in samples.items() if not k.endswith("_decentered")}
-        judged = _judged(samples, trace_sites(self.model, first, *shared))
+        judged = _judged(samples, latent_of(self.model, first, *shared))
         statuses = diagnose_batch(judged, stats, judged, max_rhat=max_rhat, min_ess=min_ess)
         return [
             FitResult(
@@ -249,13 +250,12 @@ class NutsBatch:
 
 
 def _judged(
-    samples: dict[str, np.ndarray], sites: dict[str, dict[str, Any]]
+    samples: dict[str, np.ndarray], latent: dict[str, Distribution]
 ) -> dict[str, np.ndarray]:
     """Latent sites [set, chain, draw, *shape]; of a discrete one its sum, as single indicators
     are too coarse for the diagnostics."""
     found = {}
-    for name, site in sites.items():
-        if site["type"] == "sample" and not site["is_observed"]:
-            value, coarse = samples[name], site["fn"].support.is_discrete
-            found[name] = value.reshape(*value.shape[:3], -1).sum(-1) if coarse else value
+    for name, fn in latent.items():
+        value, coarse = samples[name], fn.support.is_discrete
+        found[name] = value.reshape(*value.shape[:3], -1).sum(-1) if coarse else value
     return found

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
+from numpyro.distributions import Distribution
 
 
 def trace_sites(model: Callable[..., Any], *model_args: Any) -> dict[str, dict[str, Any]]:
@@ -14,13 +15,26 @@ def trace_sites(model: Callable[..., Any], *model_args: Any) -> dict[str, dict[s
     return handlers.trace(handlers.seed(model, jax.random.key(0))).get_trace(*model_args)
 
 
+def latent_of(model: Callable[..., Any], *model_args: Any) -> dict[str, Distribution]:
+    """The latent sites' distributions, in the order in which they are drawn.
+
+    Found without computing anything: run as it is, every operation would be compiled on its own.
+    Their supports and shapes can be read, their parameters hold no numbers.
+    """
+    found: dict[str, Distribution] = {}
+
+    def run():
+        for name, site in trace_sites(model, *model_args).items():
+            if site["type"] == "sample" and not site["is_observed"]:
+                found[name] = site["fn"]
+
+    jax.eval_shape(run)
+    return found
+
+
 def latent_sites(model: Callable[..., Any], *model_args: Any) -> list[str]:
     """Names of the unobserved random sites, in the order in which they are drawn."""
-    return [
-        name
-        for name, site in trace_sites(model, *model_args).items()
-        if site["type"] == "sample" and not site["is_observed"]
-    ]
+    return list(latent_of(model, *model_args))
 
 
 def merge_chains(values: np.ndarray) -> np.ndarray:

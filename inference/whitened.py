@@ -36,11 +36,12 @@ from bayesmeta.inference.array_args import ArrayArgs
 from bayesmeta.inference.compilation import compiler_options
 from bayesmeta.inference.diagnose import diagnose_chains
 from bayesmeta.inference.fit_result import FitResult
-from bayesmeta.inference.group_effects import base_of, latent_of, obstacle, shape_params
+from bayesmeta.inference.group_effects import base_of, obstacle, shape_params
 from bayesmeta.inference.kept_programs import kept
 from bayesmeta.inference.laplace import LaplaceError, laplace
 from bayesmeta.inference.nuts import nuts
 from bayesmeta.inference.sharding import is_sharded
+from bayesmeta.inference.structure import latent_of
 
 #: Makes a NumPyro kernel for a potential function of a flat vector. Equal for equal settings, where
 #: compiled programs are to be shared (see `bayesmeta.inference.kept_programs`).
@@ -83,7 +84,7 @@ def fit_whitened(
             "the energy of the starting point. Ask for some hundred."
         )
     start = time.perf_counter()
-    sites = latent_of(model, model_args)
+    sites = latent_of(model, *model_args)
     for name in (group, scale):
         if name not in sites:
             raise ValueError(
