@@ -256,6 +256,7 @@ def _judged(
     are too coarse for the diagnostics."""
     found = {}
     for name, fn in latent.items():
-        value, coarse = samples[name], fn.support.is_discrete
+        value, support = samples[name], fn.support
+        coarse = support is not None and support.is_discrete
         found[name] = value.reshape(*value.shape[:3], -1).sum(-1) if coarse else value
     return found
