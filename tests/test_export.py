@@ -25,6 +25,7 @@ from numpyro.infer import NUTS
 from numpyro.infer.util import potential_energy
 from simulate import simulate_figure2
 
+from bayesmeta import proof_reasoning, proof_selection
 from bayesmeta.inference.svi_guides import FullRank, LowRank
 from bayesmeta.inference.svi_target import Target, array_leaves
 from bayesmeta.models.figure2 import HIERARCHICAL, HIERARCHICAL_BETA, figure2
@@ -41,6 +42,12 @@ PRIORS = {
     "figure2_horseshoe": HORSESHOE,
 }
 CASES = [*PRIORS, *simulate_full.GRAPHS]
+#: Models of observed reasoning and of choices, as they are proven.
+PROVEN = {
+    cell.model: cell
+    for cell in (*proof_reasoning.cells(), *proof_selection.cells())
+    if cell.engine.startswith("nuts") and not cell.must_fail
+}
 #: At least one for each density and each way of composing; the others compile much the same.
 QUICK = ["figure2_beta", "literal", "reliability", "steps_in_context", "attempts", "verifier"]
 BOTH_PRECISIONS = [
@@ -60,6 +67,13 @@ def outcomes_at_hand(monkeypatch):
 
 def make(name: str, num_tasks: int) -> tuple[Callable[..., None], Any, Any]:
     """Program, data and prior of a case."""
+    if name in PROVEN:
+        case = PROVEN[name].case(PROVEN[name].tiny)
+        # Indicators have their turn in a Gibbs update; this is the density between two of them.
+        gibbs = "gibbs" in PROVEN[name].engine
+        given = {"s": np.ones(len(case.data.K), np.float32)} if gibbs else {}
+        program = handlers.condition(case.model, given)
+        return (lambda data, prior: program(data)), case.data, None
     rng = np.random.default_rng(0)
     if name in simulate_full.GRAPHS:
         graph = simulate_full.GRAPHS[name]
@@ -157,7 +171,7 @@ def shapes(name: str) -> tuple[Callable[..., None], Any, Any, Any, Any]:
 
 
 @pytest.mark.parametrize("step", [gradient_step, nuts_step, svi_step])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *PROVEN])
 def test_every_model_is_exported_for_cuda_without_a_callback(name, step):
     model, prior, *arrays = shapes(name)
     assert foreign(for_cuda(functools.partial(step, model, prior), *arrays)) == []
