@@ -65,7 +65,7 @@ def outcomes_at_hand(monkeypatch):
     )
 
 
-def make(name: str, num_tasks: int) -> tuple[Callable[..., None], Any, Any]:
+def make(name: str, num_tasks: int) -> tuple[Callable[..., Any], Any, Any]:
     """Program, data and prior of a case."""
     if name in PROVEN:
         case = PROVEN[name].case(PROVEN[name].tiny)
@@ -89,7 +89,7 @@ def make(name: str, num_tasks: int) -> tuple[Callable[..., None], Any, Any]:
     return figure2, data, PRIORS[name]
 
 
-def point_shapes(model: Callable[..., None], data: Any, prior: Any) -> dict[str, Any]:
+def point_shapes(model: Callable[..., Any], data: Any, prior: Any) -> dict[str, Any]:
     """Shapes of the unconstrained coordinates of every latent site."""
 
     def coordinates(data):
@@ -156,7 +156,7 @@ def foreign(text: str) -> list[str]:
 
 
 @functools.cache
-def shapes(name: str) -> tuple[Callable[..., None], Any, Any, Any, Any]:
+def shapes(name: str) -> tuple[Callable[..., Any], Any, Any, Any, Any]:
     """Program, prior, key, point and data of a case, arrays as shapes: an export needs no more."""
     rest = {}
 
