@@ -31,7 +31,7 @@ def nuts(
     num_chains: int = 4,
     num_warmup: int = 500,
     num_samples: int = 1000,
-    target_accept: float = 0.8,
+    target_accept: float = 0.9,
     dense_mass: bool = False,
     decenter: tuple[str, ...] = (),
     gaussianise: tuple[str, ...] = (),
@@ -50,7 +50,8 @@ def nuts(
         device where JAX has as many devices and the arrays are not spread over them already.
       num_warmup: adaptation steps per chain, not kept.
       num_samples: draws kept per chain.
-      target_accept: mean acceptance probability that the step size is adapted to.
+      target_accept: mean acceptance probability that the step size is adapted to. At 0.8 a
+        hierarchical posterior now and then meets a divergence, which refuses the fit.
       dense_mass: adapt a full inverse mass matrix. Worth it where tasks are many, parameters a
         hundred or so, and num_warmup at least 500; with fewer it costs more than it gains.
       decenter, gaussianise: sites to sample in other coordinates, see `reparametrise`.

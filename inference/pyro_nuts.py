@@ -23,7 +23,7 @@ def pyro_nuts(
     num_chains: int = 4,
     num_warmup: int = 500,
     num_samples: int = 1000,
-    target_accept: float = 0.8,
+    target_accept: float = 0.9,
     dense_mass: bool = False,
     decenter: tuple[str, ...] = (),
     device: str | None = None,
