@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from bayesmeta.arrays import Encoding, figure2_data
@@ -32,33 +31,17 @@ def prior_predictive(
       (``O``, dims chain, draw, task), for ArviZ.
     """
     import arviz as az
-    import jax
-    from numpyro.infer import Predictive
 
-    from bayesmeta.inference.structure import (
-        latent_sites,
-        posterior_predictive,
-        site_log_probs,
-    )
+    from bayesmeta.inference.structure import prior_draws
     from bayesmeta.models.figure2 import HIERARCHICAL, figure2
     from bayesmeta.posterior import DIMS
 
     prior = HIERARCHICAL if prior is None else prior
     encoding = Encoding.of(evidence)
     data = figure2_data(evidence, encoding, beta=beta, keep_scores="beta" in prior.sites)
-    sites = latent_sites(figure2, data, prior)
-    drawn = Predictive(figure2, num_samples=num_samples, return_sites=sites)(
-        jax.random.key(rng_seed), data, prior
-    )
-    draws = {name: np.asarray(value)[None] for name, value in drawn.items()}
-    _, _, deterministic = site_log_probs(figure2, draws, data, prior)
+    draws, answers = prior_draws(figure2, data, prior, num_samples=num_samples, rng_seed=rng_seed)
     return az.from_dict(
-        {
-            "prior": {**draws, **deterministic},
-            "prior_predictive": posterior_predictive(
-                figure2, draws, data, prior, rng_seed=rng_seed
-            ),
-        },
+        {"prior": draws, "prior_predictive": answers},
         coords={
             "skill": list(encoding.skill),
             "domain": list(encoding.domain),

@@ -42,6 +42,11 @@ def merge_chains(values: np.ndarray) -> np.ndarray:
     return values.reshape((values.shape[0] * values.shape[1],) + values.shape[2:])
 
 
+def _batch_size(num_draws: int) -> int:
+    """The largest divisor up to 64: a last batch of another size would be compiled as well."""
+    return max(size for size in range(1, 65) if num_draws % size == 0)
+
+
 def site_log_probs(
     model: Callable[..., Any], samples: Mapping[str, np.ndarray], *model_args: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -73,8 +78,44 @@ def site_log_probs(
 
     leading = next(iter(samples.values())).shape[:2]
     flat = {k: jnp.asarray(merge_chains(v)) for k, v in samples.items()}
-    evaluated = jax.jit(lambda draws: jax.lax.map(evaluate, draws, batch_size=64))(flat)
+    size = _batch_size(leading[0] * leading[1])
+    evaluated = jax.jit(lambda draws: jax.lax.map(evaluate, draws, batch_size=size))(flat)
     return jax.tree.map(lambda v: np.asarray(v).reshape(leading + v.shape[1:]), evaluated)
+
+
+def prior_draws(
+    model: Callable[..., Any], *model_args: Any, num_samples: int, rng_seed: int = 0
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Run the program afresh, drawing what is observed too.
+
+    Returns:
+      Unobserved or deterministic site -> [1, num_samples, *shape], as one chain;
+      observed site -> the same.
+    """
+
+    def run(key):
+        trace = handlers.trace(handlers.seed(model, key)).get_trace(*model_args)
+        unobserved = {
+            name: site["value"]
+            for name, site in trace.items()
+            if site["type"] == "deterministic"
+            or (site["type"] == "sample" and not site["is_observed"])
+        }
+        return unobserved, _redraw_observed(trace, key)
+
+    keys = jax.random.split(jax.random.key(rng_seed), num_samples)
+    # One by one: sampling in batches takes longer to compile than all draws take to run.
+    drawn = jax.jit(lambda k: jax.lax.map(run, k))(keys)
+    return jax.tree.map(lambda v: np.asarray(v)[None], drawn)
+
+
+def _redraw_observed(trace: Mapping[str, dict[str, Any]], key: Any) -> dict[str, Any]:
+    """Every observed site of a run, drawn given the other sites' values."""
+    return {
+        name: site["fn"].sample(jax.random.fold_in(key, index))
+        for index, (name, site) in enumerate(trace.items())
+        if site["type"] == "sample" and site["is_observed"]
+    }
 
 
 def posterior_predictive(
@@ -94,13 +135,9 @@ def posterior_predictive(
     def replicate(key_and_draw):
         key, draw = key_and_draw
         program = handlers.substitute(handlers.seed(model, key), data=draw)
-        trace = handlers.trace(program).get_trace(*model_args)
-        return {
-            name: site["fn"].sample(jax.random.fold_in(key, index))
-            for index, (name, site) in enumerate(trace.items())
-            if site["type"] == "sample" and site["is_observed"]
-        }
+        return _redraw_observed(handlers.trace(program).get_trace(*model_args), key)
 
-    keys = jax.random.split(jax.random.key(rng_seed), leading[0] * leading[1])
-    drawn = jax.jit(lambda k, d: jax.lax.map(replicate, (k, d), batch_size=64))(keys, flat)
+    num_draws = leading[0] * leading[1]
+    keys, size = jax.random.split(jax.random.key(rng_seed), num_draws), _batch_size(num_draws)
+    drawn = jax.jit(lambda k, d: jax.lax.map(replicate, (k, d), batch_size=size))(keys, flat)
     return {k: np.asarray(v).reshape(leading + v.shape[1:]) for k, v in drawn.items()}

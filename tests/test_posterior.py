@@ -4,11 +4,14 @@ import arviz as az
 import numpy as np
 import pytest
 import xarray as xr
+from conftest import FALSE_ALARM
+from scipy import stats
 from scipy.special import logsumexp, softmax
 from simulate import planted_evidence
 
 import bayesmeta
 from bayesmeta.analysis import judge
+from bayesmeta.arrays import Encoding
 from bayesmeta.evidence_build import from_log_probabilities
 from bayesmeta.evidence_join import split
 from bayesmeta.posterior import NotConvergedError, check_converged, encoding_of
@@ -67,8 +70,6 @@ def test_log_likelihood_is_that_of_the_mixture(tree, evidence):
 
 
 def test_log_prior_is_the_prior_density(tree):
-    from scipy import stats
-
     draw = tree["posterior"].isel(chain=0, draw=3)
     prior = tree["log_prior"].isel(chain=0, draw=3)
     assert float(prior["u"]) == pytest.approx(stats.norm(0, 1.5).logpdf(draw["u"]).sum(), abs=1e-4)
@@ -116,6 +117,27 @@ def test_prior_draws_are_of_the_prior_and_ignore_the_answers(evidence):
     moved["gold"].values[:] = 3
     again = bayesmeta.prior_predictive(moved, num_samples=1000)
     xr.testing.assert_equal(again["prior_predictive"].dataset, drawn["prior_predictive"].dataset)
+
+
+def test_prior_draws_of_all_sites_belong_together(evidence):
+    """Strategies are those of a draw's own parameters, and answers follow that draw's mixture."""
+    drawn = bayesmeta.prior_predictive(evidence, num_samples=1000)
+    prior, answers = drawn["prior"].isel(chain=0), drawn["prior_predictive"]["O"].values[0]
+    domain_logits = prior["mu"].values[:, None] + prior["delta"].values
+    np.testing.assert_allclose(prior["F"].values, softmax(domain_logits, axis=2), atol=1e-5)
+    encoding, scores = Encoding.of(evidence), skill_scores(evidence)
+    effect = np.einsum("np,skp->snk", encoding.standardise(evidence), prior["W"].values)
+    logits = domain_logits[:, encoding.domain_index(evidence["domain"].values)] + effect
+    p = np.exp([mix(weights, scores.log_p) for weights in softmax(logits, axis=2)])
+
+    def surplus_of_the_favourite(p):
+        """How many standard errors more often than said the likeliest answer was drawn."""
+        favourite, chance = p.argmax(2), p.max(2)
+        return ((answers == favourite) - chance).sum() / np.sqrt((chance * (1 - chance)).sum())
+
+    limit = stats.norm.isf(FALSE_ALARM / 2)
+    assert abs(surplus_of_the_favourite(p)) < limit
+    assert abs(surplus_of_the_favourite(np.roll(p, 1, 0))) > limit, "another draw's parameters"
 
 
 def test_prediction_is_the_mixture_under_the_mean_strategy(tree, evidence):
