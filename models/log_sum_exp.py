@@ -27,7 +27,8 @@ def _log_sum_exp_jvp(axis, primals, tangents):
 def _value_and_softmax(x, axis):
     top = x.max(axis, keepdims=True)
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    terms = jnp.exp(x - top)
+    # Never above 0, but where x is a product that XLA subtracts from unrounded: then exp overflows.
+    terms = jnp.exp(jnp.minimum(x - top, 0.0))
     total = terms.sum(axis, keepdims=True)
     softmax = terms / jnp.where(total > 0, total, 1.0)
     return (jnp.log(total) + top).squeeze(axis), softmax

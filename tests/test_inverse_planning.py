@@ -16,6 +16,7 @@ from two_languages import disagreements
 from bayesmeta.evidence_schema import EvidenceError
 from bayesmeta.inverse_planning import TraceWarning, explain_traces, infer_skills
 from bayesmeta.models import inverse_planning_pyro
+from bayesmeta.models.contrasts import contrast
 from bayesmeta.models.inverse_planning import (
     STATIC,
     SWITCHING,
@@ -24,6 +25,8 @@ from bayesmeta.models.inverse_planning import (
     inverse_planning,
 )
 from bayesmeta.proof_enumeration_reasoning import trace_evidence, trace_joint
+from bayesmeta.record import recorded_steps_path
+from bayesmeta.step_io import load_steps
 from bayesmeta.trace_data import read_traces
 
 WEIGHT = np.array([0.5, 0.3, 0.2])
@@ -57,6 +60,36 @@ class TestDensity:
         if switch is not None:
             one_skill = trace_evidence(data, WEIGHT, 0.7)
             assert not np.allclose(one_skill, wanted, rtol=1e-2)
+
+    @pytest.mark.parametrize("beta_a", [1.0, 7.4, 20.0])
+    def test_gradient_in_a_sampler_is_that_outside(self, beta_a):
+        """In a compiled loop products are not rounded before a sum: those of absent candidates
+        then differ by hundreds, which no exponential may see."""
+        data = read_traces(load_steps(recorded_steps_path())).data
+        C = contrast(4)
+
+        def density(z, data):
+            log_weight = jax.nn.log_softmax(jnp.asarray(C, z.dtype) @ z[1:])
+            return PlannedSteps(log_weight, jnp.exp(z[0]), data).log_prob(data.chosen).sum()
+
+        slope = jax.grad(density)
+
+        @jax.jit
+        def in_a_loop(z):
+            def step(_, state):
+                return state[0] + 1e-9 * slope(state[0], data), slope(state[0], data)
+
+            return jax.vmap(lambda z: jax.lax.fori_loop(0, 3, step, (z, 0 * z))[1])(z)
+
+        point = np.array([np.log(beta_a), 0.17, 0.32, 1.74], np.float32)
+        found = in_a_loop(jnp.asarray(np.tile(point, (4, 1))))
+        with jax.enable_x64(True):
+            exact = jax.tree.map(
+                lambda v: jnp.asarray(np.asarray(v), float if v.dtype == jnp.float32 else v.dtype),
+                data,
+            )
+            wanted = np.asarray(slope(jnp.asarray(point, float), exact))
+        np.testing.assert_allclose(found, np.tile(wanted, (4, 1)), rtol=1e-3, atol=0.05)
 
     @pytest.mark.parametrize(("goals", "switch"), CASES)
     def test_explanations_are_marginals(self, x64, goals, switch):

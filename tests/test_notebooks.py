@@ -16,6 +16,8 @@ NOTEBOOKS = (
     "06_meta_reflection.ipynb",
     "07_llm_in_the_loop.ipynb",
 )
+#: Shows fits that are refused; elsewhere R-hat must be in order.
+UNCONVERGED_ON_PURPOSE = {"03_diagnostics.ipynb"}
 
 
 def test_every_notebook_is_listed():
@@ -31,6 +33,8 @@ def test_it_is_committed_with_its_outputs_and_is_thin(name):
     outputs = [output for cell in code for output in cell["outputs"]]
     assert len(outputs) >= len(code) // 2
     assert not [output for output in outputs if output["output_type"] == "error"]
+    if name not in UNCONVERGED_ON_PURPOSE:
+        assert "> 1.01." not in "".join(map(json.dumps, outputs)), "a fit did not converge"
     source = "".join("".join(cell["source"]) for cell in code)
     assert "def " not in source, "logic belongs in the package"
     assert "/site-packages" not in "".join(map(json.dumps, outputs)), "a path of one machine"
@@ -48,10 +52,7 @@ def test_it_runs_to_its_end(name):
     start = time.monotonic()
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=str(FOLDER))
     print(f"{name}: {time.monotonic() - start:.0f} s")
-    assert not [
-        output
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-        if output.output_type == "error"
-    ]
+    outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    if name not in UNCONVERGED_ON_PURPOSE:
+        assert "> 1.01." not in "".join(map(json.dumps, outputs)), "a fit did not converge"
