@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_sum_exp(x: Array, axis: int) -> Array:
     """log sum exp(x) along one axis, which is dropped.
 
@@ -18,13 +17,8 @@ def log_sum_exp(x: Array, axis: int) -> Array:
     return _value_and_softmax(x, axis)[0]
 
 
-@log_sum_exp.defjvp
-def _log_sum_exp_jvp(axis, primals, tangents):
-    value, softmax = _value_and_softmax(primals[0], axis)
-    return value, (softmax * tangents[0]).sum(axis)
-
-
-def _value_and_softmax(x, axis):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _value_and_softmax(x: Array, axis: int) -> tuple[Array, Array]:
     top = x.max(axis, keepdims=True)
     top = jnp.where(jnp.isfinite(top), top, 0.0)
     # Never above 0, but where x is a product that XLA subtracts from unrounded: then exp overflows.
@@ -32,3 +26,10 @@ def _value_and_softmax(x, axis):
     total = terms.sum(axis, keepdims=True)
     softmax = terms / jnp.where(total > 0, total, 1.0)
     return (jnp.log(total) + top).squeeze(axis), softmax
+
+
+@_value_and_softmax.defjvp
+def _value_and_softmax_jvp(axis, primals, tangents):
+    value, softmax = _value_and_softmax(primals[0], axis)
+    slope = (softmax * tangents[0]).sum(axis, keepdims=True)
+    return (value, softmax), (slope.squeeze(axis), softmax * (tangents[0] - slope))

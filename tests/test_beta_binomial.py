@@ -81,3 +81,11 @@ def test_the_sum_of_exponentials_has_the_softmax_as_derivative():
     np.testing.assert_allclose(
         jax.grad(lambda x: log_sum_exp(x, 0).sum())(part), [[0, 0.5], [1, 0.5]], atol=1e-6
     )
+
+
+@pytest.mark.usefixtures("double_precision")
+@pytest.mark.parametrize("x", [[0.3, -1.0, 2.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+def test_second_derivatives_hold_at_ties_too(x):
+    p = np.asarray(jax.nn.softmax(jnp.asarray(x)))
+    found = jax.hessian(lambda x: log_sum_exp(x, 0))(jnp.asarray(x))
+    np.testing.assert_allclose(found, np.diag(p) - np.outer(p, p), atol=1e-12)
