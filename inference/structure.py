@@ -94,6 +94,8 @@ def prior_draws(
     """
 
     def run(key):
+        # Two keys: one that is split for the sites and folded for answers gives some of them twice.
+        key, key_observed = jax.random.split(key)
         trace = handlers.trace(handlers.seed(model, key)).get_trace(*model_args)
         unobserved = {
             name: site["value"]
@@ -101,7 +103,7 @@ def prior_draws(
             if site["type"] == "deterministic"
             or (site["type"] == "sample" and not site["is_observed"])
         }
-        return unobserved, _redraw_observed(trace, key)
+        return unobserved, _redraw_observed(trace, key_observed)
 
     keys = jax.random.split(jax.random.key(rng_seed), num_samples)
     # One by one: sampling in batches takes longer to compile than all draws take to run.

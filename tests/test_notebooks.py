@@ -23,7 +23,7 @@ UNCONVERGED_ON_PURPOSE = {"03_diagnostics.ipynb"}
 
 def refused(outputs) -> list[float]:
     """Each R-hat that a status says is too large."""
-    found = re.findall(r"R-hat ([\d.]+) > ", "".join(map(json.dumps, outputs)))
+    found = re.findall(r"R-hat (\S+) > ", "".join(map(json.dumps, outputs)))
     return [float(value) for value in found]
 
 

@@ -2,10 +2,15 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
+from conftest import FALSE_ALARM
+from scipy import stats
 from simulate import planted_evidence
 
 import bayesmeta
+from bayesmeta.inference.structure import prior_draws
 from bayesmeta.posterior import group
 from bayesmeta.predictive_check import plot_predictive_check, predictive_check
 
@@ -53,3 +58,17 @@ def test_the_picture_names_every_domain(fitted):
     figure = plot_predictive_check(predictive_check(posterior, evidence))
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["d0", "d1", "d2", "d3"]
     plt.close("all")
+
+
+def test_answers_do_not_repeat_what_was_drawn_before_them():
+    """Keys derived from one key by splitting and by folding can be equal."""
+
+    def program():
+        latent = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(0.0, 1.0), obs=0.0)
+        numpyro.deterministic("twice", 2 * latent)
+
+    draws, answers = prior_draws(program, num_samples=1000)
+    np.testing.assert_allclose(draws["twice"], 2 * draws["z"], rtol=1e-6)
+    limit = stats.norm.isf(FALSE_ALARM / 2) / np.sqrt(1000)
+    assert abs(np.corrcoef(draws["z"][0], answers["y"][0])[0, 1]) < limit
