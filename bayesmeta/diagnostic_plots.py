@@ -51,8 +51,9 @@ def diagnostic_figures(
         ),
     }
     if worst.sizes["chain"] > 1:  # ranks compare chains
+        # Its test takes draws for independent, and would reject good chains too often otherwise.
         plots["rank"] = az.plot_rank(
-            tree,
+            xr.DataTree.from_dict({"posterior": az.thin(worst[traced])}),
             var_names=traced,
             backend="matplotlib",
             col_wrap=3,
