@@ -122,7 +122,9 @@ def with_shares(y, hits):
 
 def test_a_site_between_0_and_1_is_sampled_on_its_logit():
     y, hits = jnp.array([1.0, -0.5, 2.0]), jnp.array([0, 3])
-    result = whitened_nuts(with_shares, y, hits, num_chains=2, num_samples=3000, rng_seed=1)
+    # At the default step size one draw in thousands diverges, on some processors and seeds.
+    settings = {"num_chains": 2, "num_samples": 3000, "rng_seed": 1, "target_accept": 0.98}
+    result = whitened_nuts(with_shares, y, hits, **settings)
     assert result.settings["fallback"] == ""
     assert result.status.converged, result.status
     for i, count in enumerate((0, 3)):
